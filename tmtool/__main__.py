@@ -1,0 +1,5 @@
+"""`python -m tmtool`."""
+
+from tmtool.cli import main
+
+main()

@@ -1,0 +1,41 @@
+"""The command line. Only this package prints or ends the process; heavy imports wait until a job starts."""
+
+import typer
+
+from tmtool import __version__
+from tmtool.cli import generate, info
+
+app = typer.Typer(
+    name="tmtool",
+    help="Run the TerraMind foundation models over geospatial rasters of any size.",
+    epilog="Example: tmtool generate Santiago.tif --out S1GRD,LULC",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tmtool {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    pass
+
+
+app.command("generate", no_args_is_help=True)(generate.generate)
+app.command("info", no_args_is_help=True)(info.info)
+
+
+def main() -> None:
+    """Entry point of the `tmtool` command."""
+    app()

@@ -1,0 +1,106 @@
+"""What `tmtool info` prints."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from tmtool import errors
+from tmtool.cli.inputs import scenes
+from tmtool.job import Job, Prepared, empty_share, estimate_seconds, prepare
+from tmtool.source import pixel_size_m
+
+_log = logging.getLogger("tmtool")
+
+DEVICE_CLASSES = {
+    "laptop CPU, 8 cores, fp32": 0.5,
+    "2 server cores with AMX, bf16": 0.8,
+    "GPU with 8-16 GB (T4, RTX 3060), fp16": 15.0,
+    "data-centre GPU (A100), bf16": 100.0,
+    "data-centre GPU (H100, H200), bf16": 250.0,
+}
+"""Sustained 10**12 operations a second that time estimates assume; only the second is a measurement."""
+
+
+def describe_scenes(job: Job, inputs: Sequence[str], output_dir: Path, *, as_json: bool) -> None:
+    """Print what each input is and what `job` would cost; raises `typer.Exit` if one cannot be used."""
+    for note in job.check():
+        _log.warning("%s", note)
+    found = scenes(inputs, output_dir)
+    bad = 0
+    for scene in found:
+        try:
+            facts = _facts(job, prepare(job, scene, writes=False))
+        except errors.TmtoolError as error:
+            bad += 1
+            _log.error("%s", error)
+            continue
+        print(json.dumps(facts) if as_json else _text(facts), flush=True)
+    if bad:
+        raise typer.Exit(errors.EXIT_NOTHING_TO_DO if bad == len(found) else errors.EXIT_SOME_FAILED)
+
+
+def _facts(job: Job, prepared: Prepared) -> dict[str, Any]:
+    source = next(iter(prepared.sources.values()))
+    grid, plan = prepared.grid, prepared.plan
+    empty = empty_share(prepared)
+    size = pixel_size_m(grid)
+    return {
+        "path": source.path,
+        "modality": source.modality.name,
+        "because": source.modality_why,
+        "bands": dict(zip(source.modality.bands, source.bands, strict=True)),
+        "dtype": source.dtype,
+        "nodata": None if source.nodata is None else str(source.nodata),
+        "nodata_because": source.nodata_why,
+        "s2_offset": source.offset if source.modality.is_optical else None,
+        "s2_offset_because": source.offset_why,
+        "shape": list(grid.shape),
+        "crs": grid.crs.to_string() if grid.crs else None,
+        "origin": [grid.transform.c, grid.transform.f],
+        "pixel_m": size,
+        "warnings": list(source.warnings),
+        "job": f"generate {','.join(job.outputs)} with {job.model}",
+        "tiles": len(plan),
+        "tile_grid": list(plan.counts),
+        "tile_px": plan.size,
+        "empty_share": empty,
+        "memory_bytes": prepared.memory_bytes,
+        "disk_bytes": prepared.disk_bytes,
+        "seconds": {name: estimate_seconds(job, prepared, rate, 1 - empty) for name, rate in DEVICE_CLASSES.items()},
+    }
+
+
+def _text(facts: dict[str, Any]) -> str:
+    rows, cols = facts["tile_grid"]
+    pixel = f", {facts['pixel_m']:.4g} m pixels" if facts["pixel_m"] else ""
+    lines = [
+        facts["path"],
+        f"  taken for     {facts['modality']}, because of {facts['because']}",
+        f"  bands         {' '.join(f'{band}={number}' for band, number in facts['bands'].items())} ({facts['dtype']})",
+        f"  size          {facts['shape'][0]} rows x {facts['shape'][1]} columns{pixel}",
+        f"  georeference  {facts['crs'] or 'none'}"
+        + (f", origin {facts['origin'][0]:.10g}, {facts['origin'][1]:.10g}" if facts["crs"] else ""),
+        f"  nodata        {facts['nodata'] or '-'} ({facts['nodata_because']})",
+    ]
+    if facts["s2_offset"] is not None:
+        lines.append(f"  S2 offset     {facts['s2_offset']:g} ({facts['s2_offset_because']})")
+    lines += [f"  warning       {warning}" for warning in facts["warnings"]]
+    lines += [
+        f"To {facts['job']}:",
+        f"  tiles         {facts['tiles']} ({rows} x {cols}) of {facts['tile_px']} px, about {100 * facts['empty_share']:.0f} % empty",
+        f"  memory        {facts['memory_bytes'] / 1e9:.2f} GB for streaming, beside the model",
+        f"  disk          {facts['disk_bytes'] / 1e9:.2f} GB at most while it runs",
+    ]
+    lines += [f"  time          {_duration(s):>10}  {name}" for name, s in facts["seconds"].items()]
+    return "\n".join([*lines, "  (times are rough: arithmetic of the job over the rate such a device sustains)"])
+
+
+def _duration(seconds: float) -> str:
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.{1 if seconds / unit < 10 else 0}f} {name}"
+    return f"{seconds / 86_400:.0f} d"

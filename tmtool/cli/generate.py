@@ -1,0 +1,66 @@
+"""`tmtool generate`."""
+
+from pathlib import Path
+
+from tmtool.cli import options as o
+
+
+def generate(
+    inputs: o.Inputs,
+    out: o.Out,
+    in_: o.In = None,
+    output_dir: o.OutputDir = Path(),
+    overwrite: o.Overwrite = False,
+    s2_offset: o.S2Offset = None,
+    model: o.Model = "base",
+    weights: o.Weights = None,
+    offline: o.Offline = False,
+    device: o.Device = "auto",
+    precision: o.Precision = "auto",
+    batch_size: o.BatchSize = "auto",
+    seed: o.Seed = 0,
+    top_p: o.TopP = 0.8,
+    top_k: o.TopK = 0,
+    temperature: o.Temperature = 1.0,
+    decoding_steps: o.DecodingSteps = 1,
+    timesteps: o.Timesteps = 10,
+    clip_sigma: o.ClipSigma = None,
+    crop: o.Crop = 256,
+    stride: o.Stride = 192,
+    delta: o.Delta = 8,
+    dry_run: o.DryRun = False,
+    json_: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    log_file: o.LogFile = None,
+) -> None:
+    """Generate modalities from a raster: radar, land cover, elevation, ... as georeferenced COGs.
+
+    Writes {stem}_{MODALITY}.tif for each of --out and prints their paths.
+
+    Example: tmtool generate Santiago.tif --out S1GRD,LULC
+    """
+    with o.command(quiet=quiet, verbose=verbose, log_file=log_file):
+        from tmtool.cli.scenes import run_scenes
+        from tmtool.job import Job
+        from tmtool.modality import find
+        from tmtool.models import Sampling
+        from tmtool.plan import Tiling
+
+        job = Job(
+            task="generate",
+            outputs=tuple(find(name, output=True).name for name in o.split(out)),
+            model=model,
+            weights=weights,
+            offline=offline,
+            modality=find(in_) if in_ else None,
+            s2_offset=s2_offset,
+            tiling=Tiling(crop, stride, delta),
+            sampling=Sampling(top_p, top_k, temperature, decoding_steps, timesteps, clip_sigma),
+            seed=seed,
+            batch_size=o.batch_size(batch_size),
+            device=device,
+            precision=precision,
+            overwrite=overwrite,
+        )
+        run_scenes(job, inputs, output_dir, dry_run=dry_run, as_json=json_, quiet=quiet)

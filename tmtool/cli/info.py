@@ -1,0 +1,40 @@
+"""`tmtool info`."""
+
+from pathlib import Path
+
+from tmtool.cli import options as o
+
+
+def info(
+    inputs: o.Inputs,
+    out: o.Out = "S1GRD,LULC",
+    in_: o.In = None,
+    s2_offset: o.S2Offset = None,
+    model: o.Model = "base",
+    timesteps: o.Timesteps = 10,
+    crop: o.Crop = 256,
+    stride: o.Stride = 192,
+    delta: o.Delta = 8,
+    json_: o.Json = False,
+) -> None:
+    """Say what a raster is taken for and why, and what generating from it would cost. Loads no model.
+
+    Example: tmtool info Santiago.tif --out S1GRD,LULC
+    """
+    with o.command():
+        from tmtool.cli.describe import describe_scenes
+        from tmtool.job import Job
+        from tmtool.modality import find
+        from tmtool.models import Sampling
+        from tmtool.plan import Tiling
+
+        job = Job(
+            task="generate",
+            outputs=tuple(find(name, output=True).name for name in o.split(out)),
+            model=model,
+            modality=find(in_) if in_ else None,
+            s2_offset=s2_offset,
+            tiling=Tiling(crop, stride, delta),
+            sampling=Sampling(timesteps=timesteps),
+        )
+        describe_scenes(job, inputs, Path(), as_json=json_)

@@ -1,0 +1,293 @@
+"""Options that commands share, each declared once, and what surrounds every command: logging, signals, exit status."""
+
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from tmtool import errors
+from tmtool.modality import INPUTS, OUTPUTS
+
+_IO, _TILES, _SAMPLING, _MODEL, _RUN = "Input and output", "Tiles", "Sampling", "Model and device", "Run"
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT",
+        help="Rasters: files, folders, globs, anything GDAL opens (/vsicurl/..., VRT), or - for a list on standard input.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    str,
+    typer.Option(
+        "--out",
+        metavar="MOD,...",
+        rich_help_panel=_IO,
+        help=f"Modalities to generate, in order; each conditions the next. Of {', '.join(OUTPUTS)}.",
+    ),
+]
+In = Annotated[
+    str | None,
+    typer.Option(
+        "--in",
+        metavar="MOD",
+        rich_help_panel=_IO,
+        show_default="found out from names, tags and band count",
+        help=f"What the inputs are. Of {', '.join(INPUTS)}.",
+    ),
+]
+OutputDir = Annotated[
+    Path,
+    typer.Option(
+        "-o",
+        "--output-dir",
+        metavar="DIR",
+        rich_help_panel=_IO,
+        envvar="TMTOOL_OUTPUT_DIR",
+        help="Folder of the products.",
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", rich_help_panel=_IO, envvar="TMTOOL_OVERWRITE", help="Replace products that exist."),
+]
+S2Offset = Annotated[
+    float | None,
+    typer.Option(
+        "--s2-offset",
+        metavar="N",
+        rich_help_panel=_IO,
+        show_default="the file's metadata, else 0",
+        help="What was added to Sentinel-2's DN (1000 since baseline 04.00); it is subtracted.",
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        rich_help_panel=_MODEL,
+        envvar="TMTOOL_MODEL",
+        help="TerraMind's size: base, large, small or tiny.",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="DIR|random",
+        rich_help_panel=_MODEL,
+        envvar="TMTOOL_WEIGHTS",
+        show_default="the Hugging Face hub and its cache",
+        help="Folder with the hub's weight files, or 'random' to try the pipeline: its output means nothing.",
+    ),
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", rich_help_panel=_MODEL, envvar="TMTOOL_OFFLINE", help="Never use the network.")
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEV",
+        rich_help_panel=_MODEL,
+        envvar="TMTOOL_DEVICE",
+        help="auto, cpu, cuda, cuda:N or mps.",
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="P",
+        rich_help_panel=_MODEL,
+        envvar="TMTOOL_PRECISION",
+        help="auto, fp32, bf16 or fp16. auto is bf16 where the hardware has it, else fp32.",
+    ),
+]
+BatchSize = Annotated[
+    str,
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        rich_help_panel=_MODEL,
+        envvar="TMTOOL_BATCH_SIZE",
+        help="Tiles a model call, or auto.",
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed",
+        rich_help_panel=_SAMPLING,
+        envvar="TMTOOL_SEED",
+        help="Same seed, same pixels: however the scene is cut or run.",
+    ),
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        "--top-p",
+        rich_help_panel=_SAMPLING,
+        help="Draw tokens from the likeliest that make up this probability; 0 is no limit.",
+    ),
+]
+TopK = Annotated[
+    int, typer.Option("--top-k", rich_help_panel=_SAMPLING, help="Draw tokens from the K likeliest; 0 is no limit.")
+]
+Temperature = Annotated[
+    float, typer.Option("--temperature", rich_help_panel=_SAMPLING, help="Of the draw; 0 takes the likeliest token.")
+]
+DecodingSteps = Annotated[
+    int,
+    typer.Option("--decoding-steps", rich_help_panel=_SAMPLING, help="Steps in which a modality's tokens are drawn."),
+]
+Timesteps = Annotated[
+    int, typer.Option("--timesteps", rich_help_panel=_SAMPLING, help="Diffusion steps that decode tokens to pixels.")
+]
+ClipSigma = Annotated[
+    float | None,
+    typer.Option(
+        "--clip-sigma",
+        metavar="K",
+        rich_help_panel=_SAMPLING,
+        show_default="no clipping",
+        help="Keep decoded values within K standard deviations of the mean; 1 is what TerraTorch does.",
+    ),
+]
+Crop = Annotated[
+    int,
+    typer.Option(
+        "--crop", metavar="PX", rich_help_panel=_TILES, envvar="TMTOOL_CROP", help="Side of a tile, a multiple of 16."
+    ),
+]
+Stride = Annotated[
+    int,
+    typer.Option(
+        "--stride",
+        metavar="PX",
+        rich_help_panel=_TILES,
+        envvar="TMTOOL_STRIDE",
+        help="Distance between tiles, at most crop - 2*delta.",
+    ),
+]
+Delta = Annotated[
+    int,
+    typer.Option(
+        "--delta",
+        metavar="PX",
+        rich_help_panel=_TILES,
+        envvar="TMTOOL_DELTA",
+        help="Margin of each tile that is discarded.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", rich_help_panel=_RUN, help="Check and list what would be done; load no model.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", rich_help_panel=_RUN, help="Print a JSON object a scene instead of paths.")
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", rich_help_panel=_RUN, help="Only warnings and errors.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", rich_help_panel=_RUN, help="Say more.")]
+LogFile = Annotated[
+    Path | None, typer.Option("--log-file", metavar="F", rich_help_panel=_RUN, help="Append the log to this file too.")
+]
+
+
+def split(names: str) -> tuple[str, ...]:
+    """Split a comma-separated option."""
+    return tuple(name.strip() for name in names.split(",") if name.strip())
+
+
+def batch_size(text: str) -> int | None:
+    """Return the number, or None for auto."""
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise errors.UsageError(f"--batch-size {text}: give a number or auto.") from None
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+@contextmanager
+def command(*, quiet: bool = False, verbose: bool = False, log_file: Path | None = None) -> Iterator[None]:
+    """Set up logging, then turn errors and signals into a message and an exit status."""
+    handlers = _handlers(log_file, logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except errors.TmtoolError as error:
+        logging.getLogger("tmtool").error("%s", error)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        logging.getLogger("tmtool").error("Interrupted; unfinished products were removed.")
+        raise typer.Exit(errors.EXIT_INTERRUPTED) from None
+    except Terminated:
+        logging.getLogger("tmtool").error("Terminated; unfinished products were removed.")
+        raise typer.Exit(errors.EXIT_TERMINATED) from None
+    except BrokenPipeError:  # whoever read our output has gone
+        sys.stderr.close()
+        raise typer.Exit(errors.EXIT_SOME_FAILED) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        for handler in handlers:
+            logging.getLogger("tmtool").removeHandler(handler)
+            handler.close()
+
+
+class _StderrHandler(logging.Handler):
+    """Writes records through the console that draws the progress bar, if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if record.levelno >= logging.WARNING:
+            text = f"{record.levelname.capitalize()}: {text}"
+        if sys.stderr.isatty():
+            console().print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr)
+
+
+def _handlers(log_file: Path | None, level: int) -> list[logging.Handler]:
+    logger = logging.getLogger("tmtool")
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    handlers: list[logging.Handler] = [_StderrHandler(level)]
+    if log_file is not None:
+        try:
+            handlers.append(logging.FileHandler(log_file))
+        except OSError as error:
+            typer.echo(f"Error: --log-file {log_file}: cannot be written ({error.strerror}).", err=True)
+            raise typer.Exit(errors.EXIT_NOTHING_TO_DO) from None
+        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers[-1].setLevel(min(level, logging.INFO))
+    for handler in handlers:
+        logger.addHandler(handler)
+    return handlers
+
+
+_console: list[object] = []
+
+
+def console():  # type: ignore[no-untyped-def]
+    """Return the one rich console on standard error."""
+    if not _console:
+        from rich.console import Console
+
+        _console.append(Console(stderr=True))
+    return _console[0]

@@ -1,0 +1,131 @@
+"""What every command that makes products does with its scenes: check all, run all, print results."""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from tmtool import errors, models
+from tmtool.cli import options
+from tmtool.cli.inputs import scenes
+from tmtool.job import Job, Prepared, Scene, prepare
+from tmtool.progress import LineReporter, Reporter, RichReporter, SilentReporter
+from tmtool.run import Runner, SceneResult
+
+_log = logging.getLogger("tmtool")
+
+
+def run_scenes(job: Job, inputs: Sequence[str], output_dir: Path, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
+    """Run `job` over `inputs`; raises `typer.Exit` unless all is well."""
+    for note in job.check():
+        _log.warning("%s", note)
+    if job.weights == models.RANDOM:
+        _log.warning(
+            "RANDOM WEIGHTS: the products mean nothing. They show that the pipeline works, not what TerraMind does."
+        )
+    ready, failed = _prepare_all(job, scenes(inputs, output_dir), as_json)
+    if not ready:
+        raise typer.Exit(errors.EXIT_NOTHING_TO_DO)
+    with ExitStack() as stack:
+        runner = Runner(job, _reporter(stack, quiet))
+        if not dry_run:
+            runner.locate_weights(ready)
+        for prepared in ready:
+            if dry_run:
+                _print(prepared, "planned", as_json)
+                continue
+            try:
+                result = runner.run(prepared)
+            except errors.TmtoolError as error:
+                if error.exit_code == errors.EXIT_NOTHING_TO_DO:  # a device or weights that no scene can do without
+                    raise
+                failed += 1
+                _log.error("%s", error)
+                if as_json:
+                    _print_json(prepared.scene, "failed", error=error)
+                continue
+            _report(prepared, result)
+            _print(prepared, "done", as_json, result)
+    if failed:
+        raise typer.Exit(errors.EXIT_SOME_FAILED)
+
+
+def _prepare_all(job: Job, found: Sequence[Scene], as_json: bool) -> tuple[list[Prepared], int]:
+    """Check every scene before anything is loaded; return those that can run and the number of those that cannot."""
+    ready: list[Prepared] = []
+    for scene in found:
+        try:
+            prepared = prepare(job, scene)
+        except errors.TmtoolError as error:
+            _log.error("%s", error)
+            if as_json:
+                _print_json(scene, "invalid", error=error)
+            continue
+        for source in prepared.sources.values():
+            _log.debug(
+                "%s: %s by %s; offset %g (%s)",
+                scene.path,
+                source.modality.name,
+                source.modality_why,
+                source.offset,
+                source.offset_why,
+            )
+            for warning in source.warnings:
+                _log.warning("%s: %s", scene.path, warning)
+        ready.append(prepared)
+    return ready, len(found) - len(ready)
+
+
+def _reporter(stack: ExitStack, quiet: bool) -> Reporter:
+    if quiet:
+        return SilentReporter()
+    if sys.stderr.isatty():
+        return stack.enter_context(RichReporter(options.console()))
+    return LineReporter()
+
+
+def _report(prepared: Prepared, result: SceneResult) -> None:
+    for warning in result.warnings:
+        _log.warning("%s: %s", prepared.scene.path, warning)
+    _log.info(
+        "%s: %d tiles (%d empty) in %.1f s", prepared.scene.stem, result.tiles, result.empty_tiles, result.seconds
+    )
+    share = 100 * result.model_seconds / max(result.seconds, 1e-9)
+    _log.debug("%s: %.0f %% of the time in the model's forward", prepared.scene.stem, share)
+
+
+def _print(prepared: Prepared, status: str, as_json: bool, result: SceneResult | None = None) -> None:
+    if as_json:
+        _print_json(prepared.scene, status, prepared, result)
+        return
+    for path in prepared.targets:
+        print(path, flush=True)
+
+
+def _print_json(
+    scene: Scene,
+    status: str,
+    prepared: Prepared | None = None,
+    result: SceneResult | None = None,
+    error: errors.TmtoolError | None = None,
+) -> None:
+    said: dict[str, Any] = {"status": status, "inputs": [scene.path], "products": {}}
+    if prepared is not None:
+        said["inputs"] = {m: s.path for m, s in prepared.sources.items()}
+        said["products"] = {p.suffix: str(t) for p, t in zip(prepared.products, prepared.targets, strict=True)}
+        said["tiles"] = len(prepared.plan)
+    if result is not None:
+        said |= {
+            "empty_tiles": result.empty_tiles,
+            "seconds": round(result.seconds, 3),
+            "model_seconds": round(result.model_seconds, 3),
+            "warnings": list(result.warnings),
+        }
+    if error is not None:
+        said["error"] = {"kind": type(error).__name__, "message": str(error)}
+    print(json.dumps(said), flush=True)

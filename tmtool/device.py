@@ -1,0 +1,95 @@
+"""Which device, precision and batch size a run uses. One machine always gives one answer: nothing is tried out."""
+
+import functools
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from tmtool.errors import DeviceError
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+_CUDA_BATCH = ((8, 2), (16, 8), (24, 16), (48, 32))  # (GB of device memory below which, tiles of 256 px a batch)
+_CUDA_BATCH_MOST = 64
+_CPU_BATCH = ((8, 1), (32, 2))  # (cores up to which, tiles a batch)
+_CPU_BATCH_MOST = 4
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how the model runs. `device` is torch's name, `precision` that of matrix products and convolutions."""
+
+    device: str = "cpu"
+    precision: str = "fp32"
+
+
+def resolve(device: str = "auto", precision: str = "auto") -> Compute:
+    """Turn what was asked for into what this machine has; raises `DeviceError` with what it does have."""
+    name = _device(device.lower())
+    return Compute(name, _precision(precision.lower(), name))
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    if asked == "auto":
+        return "cuda:0" if cuda else "mps" if mps else "cpu"
+    if asked == "cpu":
+        return asked
+    if asked == "mps" and mps:
+        return asked
+    kind, _, number = asked.partition(":")
+    if kind == "cuda" and (not number or number.isdigit()):
+        if int(number or 0) < cuda:
+            return f"cuda:{number or 0}"
+        raise DeviceError(f"--device {asked}: this machine has {cuda} CUDA device(s) that torch can use.")
+    have = ["auto", "cpu", *(f"cuda:{i}" for i in range(cuda)), *(["mps"] if mps else [])]
+    raise DeviceError(f"--device {asked}: not available here. Choose from {', '.join(have)}.")
+
+
+def _precision(asked: str, device: str) -> str:
+    if asked not in PRECISIONS:
+        raise DeviceError(f"--precision {asked}: choose from {', '.join(PRECISIONS)}.")
+    if asked == "auto":
+        return "bf16" if _has_bf16(device) else "fp32"
+    if asked == "fp16" and not device.startswith("cuda"):
+        raise DeviceError(f"--precision fp16 needs a CUDA device, not {device}. Use bf16 or fp32.")
+    if asked == "bf16" and device == "mps":
+        raise DeviceError("--precision bf16 is not supported on mps. Use fp32.")
+    return asked
+
+
+def _has_bf16(device: str) -> bool:
+    """Whether the hardware computes in bfloat16, rather than emulating it."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device == "cpu" and bool({"amx_bf16", "avx512_bf16"} & _cpu_flags())
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
+    info = Path("/proc/cpuinfo")
+    if platform.machine() not in ("x86_64", "AMD64") or not info.exists():
+        return frozenset()
+    for line in info.read_text().splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def batch_size(device: str) -> int:
+    """Return the tiles a batch that suit a device: from a table of its memory, or of the CPU's cores."""
+    if device.startswith("cuda"):
+        import torch
+
+        gigabytes = torch.cuda.get_device_properties(device).total_memory / 1e9
+        return next((n for limit, n in _CUDA_BATCH if gigabytes < limit), _CUDA_BATCH_MOST)
+    if device == "mps":
+        return 4
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return next((n for limit, n in _CPU_BATCH if cores <= limit), _CPU_BATCH_MOST)

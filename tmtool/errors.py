@@ -1,0 +1,55 @@
+"""The errors that tmtool raises on purpose, and the exit status that each one means.
+
+Every message says which file it is about, what was expected, what was found and what to do. `tmtool.cli` catches
+`TmtoolError` once; anything else that escapes is a bug and keeps its traceback.
+"""
+
+EXIT_DONE = 0
+EXIT_SOME_FAILED = 1
+EXIT_NOTHING_TO_DO = 2
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class TmtoolError(Exception):
+    """Base of all errors that are the user's business; `exit_code` is what the command ends with."""
+
+    exit_code = EXIT_SOME_FAILED
+
+
+class UsageError(TmtoolError):
+    """An option, or a combination of options, that cannot work. Found before anything is opened."""
+
+    exit_code = EXIT_NOTHING_TO_DO
+
+
+class InputError(TmtoolError):
+    """A raster that cannot be used as asked. Found before a model is loaded."""
+
+    exit_code = EXIT_NOTHING_TO_DO
+
+
+class OutputError(TmtoolError):
+    """A product that cannot be written where it was asked for. Found before a model is loaded."""
+
+    exit_code = EXIT_NOTHING_TO_DO
+
+
+class WeightsError(TmtoolError):
+    """Weights that are absent, unreadable or do not cover the model in use."""
+
+    exit_code = EXIT_NOTHING_TO_DO
+
+
+class DeviceError(TmtoolError):
+    """A device or a precision that this machine does not have."""
+
+    exit_code = EXIT_NOTHING_TO_DO
+
+
+class ReadError(TmtoolError):
+    """A raster that turned out to be damaged while it was read; what was begun is discarded."""
+
+
+class ProductError(TmtoolError):
+    """A product that is wrong (non-finite, constant, not a valid COG) or could not be written; it gets no final name."""

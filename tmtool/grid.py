@@ -1,0 +1,121 @@
+"""The small frozen values that the stages exchange. Order is always (row, col) and (height, width)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+
+PATCH = 16
+"""Side of the ViT's patch in source pixels; one token or embedding covers one patch."""
+
+FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where pixels lie: CRS, affine from (col, row) to map coordinates, and (height, width) in px.
+
+    `crs` is a `rasterio.crs.CRS`, or None for a raster without georeferencing (its `transform` is then the identity).
+    """
+
+    crs: Any
+    transform: Affine
+    shape: tuple[int, int]
+
+    def coarser(self, scale: int) -> "Grid":
+        """Return the grid whose cells are `scale` x `scale` px of this one, from the same corner, the last ones cut."""
+        height, width = self.shape
+        shape = (-(-height // scale), -(-width // scale))
+        a, b, c, d, e, f = self.transform[:6]
+        return Grid(self.crs, Affine(a * scale, b * scale, c, d * scale, e * scale, f), shape)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of pixels: first row and column (may be negative), height and width."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One model input: `size` x `size` source px from (`row`, `col`), which is negative beyond the raster's border.
+
+    `index` is the place in the plan's order, row-major; `tile_row` and `tile_col` count tiles.
+    """
+
+    index: int
+    tile_row: int
+    tile_col: int
+    row: int
+    col: int
+    size: int
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """How one model output is stitched: `blend` averages with weights, `own` takes the nearest tile's value.
+
+    `scale` is source px per product px (16 on the patch grid), `channels` what the model gives for each of them.
+    """
+
+    name: str
+    channels: int
+    scale: int = 1
+    stitch: Literal["blend", "own"] = "blend"
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a tile's kept part lies in the product: `window` in product px, and its `share` of each, `(h, w)` float32.
+
+    The kept part starts `offset` product px into the tile's own output.
+    """
+
+    window: Window
+    offset: int
+    share: FloatArray
+
+
+@dataclass(frozen=True)
+class TileBatch:
+    """What a model is called with.
+
+    `pixels[modality]` is `(B, C, S, S)` float32 in the modality's unit, holes filled with the pretraining mean;
+    `rows` and `cols` are the tiles' origins in source px, `(B,)` int64. Entries past the last tile repeat it, so that
+    every batch of a run has the same shape.
+    """
+
+    pixels: Mapping[str, FloatArray]
+    rows: NDArray[np.int64]
+    cols: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Finished rows of one output: `values` `(C, h, W)` in the spec's dtype, `valid` `(h, W)`, from product row `row`."""
+
+    row: int
+    values: NDArray[Any]
+    valid: BoolArray
+
+
+def reflect(start: int, stop: int, size: int) -> NDArray[np.int64]:
+    """Return for each position in `start..stop` the index in `0..size-1` that reflection at the borders gives.
+
+    The border itself is not repeated (numpy's "reflect"), and reflection goes on for as long as it has to.
+    """
+    index = np.arange(start, stop, dtype=np.int64)
+    if size == 1:
+        return np.zeros_like(index)
+    period = 2 * (size - 1)
+    index = np.abs(index) % period
+    return np.minimum(index, period - index)

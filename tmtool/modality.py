@@ -1,0 +1,247 @@
+"""What each modality is: bands, unit, standardisation and how it is written.
+
+Means and standard deviations are TerraMind v1's pretraining statistics (`v1_pretraining_mean`, `v1_pretraining_std` in
+terratorch's `terramind_register`); a test holds them equal to that table.
+"""
+
+from dataclasses import dataclass
+
+from tmtool.errors import UsageError
+
+S2_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
+S2_NAMES = {  # terratorch's band names, which stacked rasters often carry
+    "COASTAL_AEROSOL": "B01",
+    "BLUE": "B02",
+    "GREEN": "B03",
+    "RED": "B04",
+    "RED_EDGE_1": "B05",
+    "RED_EDGE_2": "B06",
+    "RED_EDGE_3": "B07",
+    "NIR_BROAD": "B08",
+    "NIR_NARROW": "B8A",
+    "WATER_VAPOR": "B09",
+    "CIRRUS": "B10",
+    "SWIR_1": "B11",
+    "SWIR_2": "B12",
+}
+
+LULC_CLASSES = (
+    ("no data", "#000000"),
+    ("water", "#3171AD"),
+    ("trees", "#469C76"),
+    ("flooded vegetation", "#83CA70"),
+    ("crops", "#EAE159"),
+    ("built area", "#C07CB8"),
+    ("bare ground", "#C19368"),
+    ("snow/ice", "#6FB2E4"),
+    ("clouds", "#F1F1F1"),
+    ("rangeland", "#C66526"),
+)
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One kind of raster that TerraMind knows.
+
+    `mean` and `std` have one value a band, in `unit`. `raw_key` is the model's key for pixels as they are, `token_key`
+    the one for tokens of the modality's tokenizer; either may be absent. `dtype`, `nodata`, `scale` and `valid_range`
+    describe the product. `classes` holds (name, colour) of each class where the values are classes.
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    unit: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    raw_key: str | None = None
+    token_key: str | None = None
+    dtype: str = "float32"
+    nodata: float = float("nan")
+    scale: float = 1.0
+    valid_range: tuple[float, float] | None = None
+    classes: tuple[tuple[str, str], ...] = ()
+    codebook: str = ""
+
+    @property
+    def channels(self) -> int:
+        """Channels of the model's output: one a band, or one a class."""
+        return len(self.classes) or len(self.bands)
+
+    @property
+    def is_optical(self) -> bool:
+        """Whether values are Sentinel-2 digital numbers (DN = reflectance x 10 000)."""
+        return self.unit == "DN"
+
+    @property
+    def is_radar(self) -> bool:
+        """Whether values are Sentinel-1 backscatter in dB."""
+        return self.unit == "dB"
+
+
+_FSQ_16K = "8-8-8-6-5"
+
+_ALL = (
+    Modality(
+        "S2L2A",
+        S2_BANDS,
+        "DN",
+        (
+            1390.458,
+            1503.317,
+            1718.197,
+            1853.91,
+            2199.1,
+            2779.975,
+            2987.011,
+            3083.234,
+            3132.22,
+            3162.988,
+            2424.884,
+            1857.648,
+        ),
+        (
+            2106.761,
+            2141.107,
+            2038.973,
+            2134.138,
+            2085.321,
+            1889.926,
+            1820.257,
+            1871.918,
+            1753.829,
+            1797.379,
+            1434.261,
+            1334.311,
+        ),
+        raw_key="untok_sen2l2a@224",
+        token_key="tok_sen2l2a@224",
+        dtype="uint16",
+        nodata=0,
+        scale=0.0001,
+        valid_range=(1, 65535),
+        codebook=_FSQ_16K,
+    ),
+    Modality(
+        "S2L1C",
+        (*S2_BANDS[:10], "B10", *S2_BANDS[10:]),
+        "DN",
+        (
+            2357.089,
+            2137.385,
+            2018.788,
+            2082.986,
+            2295.651,
+            2854.537,
+            3122.849,
+            3040.56,
+            3306.481,
+            1473.847,
+            506.07,
+            2472.825,
+            1838.929,
+        ),
+        (
+            1624.683,
+            1675.806,
+            1557.708,
+            1833.702,
+            1823.738,
+            1733.977,
+            1732.131,
+            1679.732,
+            1727.26,
+            1024.687,
+            442.165,
+            1331.411,
+            1160.419,
+        ),
+        raw_key="untok_sen2l1c@224",
+    ),
+    Modality(
+        "RGB",
+        ("R", "G", "B"),
+        "0-255",
+        (87.271, 80.931, 66.667),
+        (58.767, 47.663, 42.631),
+        raw_key="untok_sen2rgb@224",
+    ),
+    Modality(
+        "S1GRD",
+        ("VV", "VH"),
+        "dB",
+        (-12.599, -20.293),
+        (5.195, 5.890),
+        raw_key="untok_sen1grd@224",
+        token_key="tok_sen1grd@224",
+        codebook=_FSQ_16K,
+    ),
+    Modality(
+        "S1RTC",
+        ("VV", "VH"),
+        "dB",
+        (-10.93, -17.329),
+        (4.391, 4.459),
+        raw_key="untok_sen1rtc@224",
+        token_key="tok_sen1rtc@224",
+        codebook=_FSQ_16K,
+    ),
+    Modality(
+        "DEM",
+        ("elevation",),
+        "m",
+        (670.665,),
+        (951.272,),
+        raw_key="untok_dem@224",
+        token_key="tok_dem@224",
+        codebook=_FSQ_16K,
+    ),
+    Modality(
+        "LULC",
+        ("class",),
+        "class",
+        (0.0,),
+        (1.0,),
+        token_key="tok_lulc@224",
+        dtype="uint8",
+        nodata=0,
+        classes=LULC_CLASSES,
+        codebook="7-5-5-5-5",
+    ),
+    Modality(
+        "NDVI",
+        ("NDVI",),
+        "1",
+        (0.327,),
+        (0.322,),
+        token_key="tok_ndvi@224",
+        valid_range=(-1.0, 1.0),
+        codebook=_FSQ_16K,
+    ),
+)
+
+MODALITIES: dict[str, Modality] = {m.name: m for m in _ALL}
+INPUTS: tuple[str, ...] = tuple(MODALITIES)
+OUTPUTS: tuple[str, ...] = tuple(m.name for m in _ALL if m.token_key)
+_ALIASES = {"S2RGB": "RGB", "S1": "S1GRD", "S2": "S2L2A", "LANDCOVER": "LULC"}
+
+
+def find(name: str, *, output: bool = False) -> Modality:
+    """Return the modality called `name` (any case; `-` and `_` are ignored).
+
+    Raises `UsageError` with the nearest name if there is none, and with `output` if it can only be an input.
+    """
+    key = name.strip().upper().replace("-", "").replace("_", "")
+    key = _ALIASES.get(key, key)
+    if key not in MODALITIES:
+        import difflib
+
+        choices = OUTPUTS if output else INPUTS
+        near = difflib.get_close_matches(key, choices, n=1, cutoff=0.4)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise UsageError(f"Unknown modality {name!r}. {hint}Choose from {', '.join(choices)}.")
+    if output and key not in OUTPUTS:
+        raise UsageError(
+            f"{key} is an input-only modality: TerraMind has no tokenizer for it, so it cannot be generated. "
+            f"Choose outputs from {', '.join(OUTPUTS)}."
+        )
+    return MODALITIES[key]

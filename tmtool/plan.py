@@ -1,0 +1,178 @@
+"""Pure arithmetic: which tiles cover a raster, what each keeps, and the weights with which they are blended.
+
+Tiles start at `-delta + i*stride`; `delta` px of each side are discarded. A raster that fits into one crop is one tile
+without delta, its longer side rounded up to a patch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmtool.errors import UsageError
+from tmtool.grid import PATCH, OutputSpec, Placement, Tile, Window
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Side of a tile, distance between tiles, and margin discarded on each side, all in source px."""
+
+    crop: int = 256
+    stride: int = 192
+    delta: int = 8
+
+    def check(self, *, on_patch_grid: bool = False) -> list[str]:
+        """Raise `UsageError` if tiles would leave gaps or split patches; return notes on what works but may be seen."""
+        if self.crop < PATCH or self.crop % PATCH:
+            near = max(PATCH, round(self.crop / PATCH) * PATCH)
+            raise UsageError(
+                f"--crop {self.crop} is not a multiple of {PATCH}, the model's patch size. Try --crop {near}."
+            )
+        if self.delta < 0 or self.stride < 1:
+            raise UsageError(f"--stride must be at least 1 and --delta at least 0, got {self.stride} and {self.delta}.")
+        if self.stride > self.crop - 2 * self.delta:
+            raise UsageError(
+                f"--stride {self.stride} leaves gaps between tiles: with --crop {self.crop} and --delta {self.delta} it "
+                f"can be at most {self.crop - 2 * self.delta} (crop - 2*delta)."
+            )
+        off_grid = [f"--{k} {v}" for k, v in (("stride", self.stride), ("delta", self.delta)) if v % PATCH]
+        if on_patch_grid and off_grid:
+            raise UsageError(f"Products on the patch grid need multiples of {PATCH}, got {', '.join(off_grid)}.")
+        if self.stride % PATCH:
+            return [
+                f"--stride {self.stride} is no multiple of {PATCH}: neighbouring tiles' patches differ and seams may show."
+            ]
+        return []
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """The tiles of a raster of `shape` (height, width) under `tiling`, in row-major order."""
+
+    shape: tuple[int, int]
+    tiling: Tiling
+
+    @property
+    def single(self) -> bool:
+        """Whether the whole raster is one tile."""
+        return max(self.shape) <= self.tiling.crop
+
+    @property
+    def size(self) -> int:
+        """Side of every tile in px."""
+        return -(-max(self.shape) // PATCH) * PATCH if self.single else self.tiling.crop
+
+    @property
+    def delta(self) -> int:
+        """Margin discarded on each side of every tile in px."""
+        return 0 if self.single else self.tiling.delta
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Tile rows and tile columns: the fewest whose kept parts reach the far border."""
+        if self.single:
+            return (1, 1)
+        reach = self.size - 2 * self.delta
+        height, width = (max(1, -(-(side - reach) // self.tiling.stride) + 1) for side in self.shape)
+        return (height, width)
+
+    def __len__(self) -> int:
+        """Count all tiles."""
+        rows, cols = self.counts
+        return rows * cols
+
+    def origin(self, i: int) -> int:
+        """First source px of the i-th tile along either axis."""
+        return -self.delta + i * self.tiling.stride
+
+    def tiles(self, tile_rows: range | None = None) -> Iterator[Tile]:
+        """Yield the tiles of these tile rows (default: all) in order."""
+        rows, cols = self.counts
+        for r in tile_rows if tile_rows is not None else range(rows):
+            for c in range(cols):
+                yield Tile(r * cols + c, r, c, self.origin(r), self.origin(c), self.size)
+
+    def kept(self, i: int, length: int, scale: int = 1) -> tuple[int, int]:
+        """First and past-the-last product px that the i-th tile contributes to along an axis of `length` source px."""
+        start = (self.origin(i) + self.delta) // scale
+        stop = (self.origin(i) + self.size - self.delta) // scale
+        return start, min(stop, -(-length // scale))
+
+    def tile_rows(self, row: int, stop: int, scale: int = 1) -> range:
+        """Return the tile rows that contribute to product rows `row..stop`."""
+        return self._touching(row, stop, self.shape[0], self.counts[0], scale)
+
+    def _touching(self, first: int, stop: int, length: int, count: int, scale: int) -> range:
+        hit = [i for i in range(count) if (k := self.kept(i, length, scale))[0] < stop and k[1] > first]
+        return range(hit[0], hit[-1] + 1) if hit else range(0)
+
+    def place(self, tile: Tile, spec: OutputSpec) -> Placement:
+        """Return where the kept part of `tile` lies in the product, and its share of each px there.
+
+        The shares of all tiles add up to one at every px; for `own` they are zero and one.
+        """
+        axes = tuple(zip((tile.tile_row, tile.tile_col), self.shape, self.counts, strict=True))
+        (r0, r1), (c0, c1) = (self.kept(i, length, spec.scale) for i, length, _ in axes)
+        if spec.stitch == "own":
+            y, x = (self._owned(i, count, *self.kept(i, length, spec.scale), spec.scale) for i, length, count in axes)
+            share = np.outer(y, x).astype(np.float32)
+        else:
+            edges = [self._edge(i, count) for i, _, count in axes]
+            share = _blend_share(self.size, self.tiling.stride, self.delta, spec.scale, *edges)[: r1 - r0, : c1 - c0]
+        return Placement(Window(r0, c0, r1 - r0, c1 - c0), self.delta // spec.scale, share)
+
+    def _edge(self, i: int, count: int) -> tuple[int, int]:
+        """Tiles before and after the i-th that it can overlap with: all that its weights depend on."""
+        around = -(-self.size // self.tiling.stride)
+        return min(i, around), min(count - 1 - i, around)
+
+    def _owned(self, i: int, count: int, start: int, stop: int, scale: int) -> NDArray[np.bool_]:
+        """Return which of the product px `start..stop` along an axis are nearest to the centre of the i-th tile."""
+        centre = 2 * np.arange(start, stop) * scale + scale  # all doubled, to stay in integers
+        border = 2 * self.origin(i) + self.size + self.tiling.stride  # half-way to the next tile's centre
+        nearest_before = (centre <= border) | (i == count - 1)  # on a tie the earlier tile owns the px
+        nearest_after = (centre > border - 2 * self.tiling.stride) | (i == 0)
+        return nearest_before & nearest_after
+
+
+def blend_window(crop: int, stride: int, delta: int) -> NDArray[np.float64]:
+    """Return terratorch's one-dimensional blend window, `(crop - 2*delta,)`: raised-cosine ramps around a plateau of one."""
+    ramp = min(crop // 2, crop - stride) - delta
+    window = np.ones(crop - 2 * delta)
+    if ramp > 0:
+        falling = np.cos(np.pi * np.arange(1, ramp + 1) / (ramp + 1)) / 2 + 0.5
+        window[:ramp] = falling[::-1]
+        window[-ramp:] = falling
+    return window
+
+
+@lru_cache(maxsize=256)
+def _blend_share(
+    size: int, stride: int, delta: int, scale: int, row_edge: tuple[int, int], col_edge: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Weights of a tile with so many neighbours on each side, divided by the sum of all tiles' weights there."""
+    floor = 1e-6  # terratorch's, so that every pixel that a tile keeps has a weight
+    window = blend_window(size // scale, stride // scale, delta // scale)
+    (sum_y, n_y), (sum_x, n_x) = (_overlaps(window, stride // scale, *edge) for edge in (row_edge, col_edge))
+    total = np.outer(sum_y, sum_x) + floor * np.outer(n_y, n_x)
+    share = ((np.outer(window, window) + floor) / total).astype(np.float32)
+    share.flags.writeable = False  # it is cached
+    return share
+
+
+def _overlaps(
+    window: NDArray[np.float64], step: int, before: int, after: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the sum of the window and of its neighbours' windows over it, and how many windows that is."""
+    total, count = window.copy(), np.ones_like(window)
+    for k in (*range(-before, 0), *range(1, after + 1)):
+        shift = abs(k) * step
+        if shift >= len(window):
+            continue
+        here = slice(shift, None) if k > 0 else slice(None, -shift)
+        there = slice(None, -shift) if k > 0 else slice(shift, None)
+        total[here] += window[there]
+        count[here] += 1
+    return total, count

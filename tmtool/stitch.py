@@ -1,0 +1,85 @@
+"""From tiles to finished rows: a rolling accumulator that is as high as one tile, however high the raster is."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmtool.grid import BoolArray, OutputSpec, Placement, Strip
+
+
+class Stitcher:
+    """Adds tiles of one output, in tile order whatever the order they come in, and hands out rows that are final.
+
+    `width` is the product's width, `rows` the product rows to hand out (tiles may reach beyond them; what they hold
+    there is dropped), `first` the index of the first tile that will come; the rest must follow without a gap.
+    """
+
+    def __init__(self, spec: OutputSpec, width: int, rows: range, first: int = 0) -> None:
+        self.spec, self.rows, self._next, self._width = spec, rows, first, width
+        self._waiting: dict[int, tuple[Placement, NDArray[Any] | None, BoolArray]] = {}
+        self._top = -1  # product row of the first row held; -1 before the first tile
+        self._emitted = rows.start
+        self._values = np.zeros((spec.channels, 0, width), spec.dtype)
+        self._valid = np.zeros((0, width), np.bool_)
+
+    def add(self, index: int, place: Placement, values: NDArray[Any] | None, valid: BoolArray) -> Iterator[Strip]:
+        """Take tile `index` and yield the rows that are final now.
+
+        `values` is the model's output for the whole tile, `(channels, S/scale, S/scale)`, or None for an empty tile;
+        `valid` says which of its source px hold data, `(S, S)`.
+        """
+        self._waiting[index] = (place, values, self._pool(place, valid))
+        while self._next in self._waiting:
+            place, values, valid = self._waiting.pop(self._next)
+            self._next += 1
+            if place.window.row > self._top:
+                yield from self._emit(place.window.row)
+                self._grow(place.window.row, place.window.height)
+            self._accumulate(place, values, valid)
+
+    def finish(self) -> Iterator[Strip]:
+        """Yield the rows still held, after the last tile."""
+        if self._waiting:
+            raise ValueError(f"tile {self._next} of {self.spec.name} never came; waiting: {sorted(self._waiting)[:5]}")
+        yield from self._emit(self.rows.stop)
+
+    def _pool(self, place: Placement, valid: BoolArray) -> BoolArray:
+        """Validity of the kept part in product px: a cell is valid if any of its pixels is."""
+        s, (h, w) = self.spec.scale, valid.shape
+        if s > 1:
+            valid = valid.reshape(h // s, s, w // s, s).any(axis=(1, 3))
+        o, win = place.offset, place.window
+        return valid[o : o + win.height, o : o + win.width].copy()
+
+    def _accumulate(self, place: Placement, values: NDArray[Any] | None, valid: BoolArray) -> None:
+        win, o = place.window, place.offset
+        at = (slice(win.row - self._top, win.row - self._top + win.height), slice(win.col, win.col + win.width))
+        self._valid[at] |= valid
+        if values is None:
+            return
+        kept = values[:, o : o + win.height, o : o + win.width]
+        if self.spec.stitch == "own":
+            np.copyto(self._values[:, *at], kept, where=place.share > 0)
+        else:
+            self._values[:, *at] += place.share * kept
+
+    def _grow(self, top: int, height: int) -> None:
+        """Hold rows `top..top+height`, keeping what is held of them."""
+        held = self._values.shape[1]
+        drop = top - self._top if self._top >= 0 else 0
+        keep = max(0, held - drop)
+        values = np.zeros((self.spec.channels, max(height, keep), self._width), self.spec.dtype)
+        valid = np.zeros((max(height, keep), self._width), np.bool_)
+        values[:, :keep], valid[:keep] = self._values[:, drop:], self._valid[drop:]
+        self._values, self._valid, self._top = values, valid, top
+
+    def _emit(self, stop: int) -> Iterator[Strip]:
+        """Yield the rows held up to product row `stop` that are asked for and were not handed out."""
+        start, stop = max(self._emitted, self._top), min(stop, self.rows.stop)
+        if self._top < 0 or stop <= start:
+            return
+        at = slice(start - self._top, stop - self._top)
+        self._emitted = stop
+        yield Strip(start, self._values[:, at].copy(), self._valid[at].copy())
