@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,14 +37,14 @@ def load(tile: Tile, feeds: Mapping[str, Feed], shape: tuple[int, int], delta: i
     """Read one tile of a raster of `shape` from every feed; a pixel is valid where it is in all of them."""
     rows, cols = (reflect(start, start + tile.size, n) for start, n in zip((tile.row, tile.col), shape, strict=True))
     window = Window(int(rows.min()), int(cols.min()), int(np.ptp(rows)) + 1, int(np.ptp(cols)) + 1)
-    at = np.ix_(rows - window.row, cols - window.col)
+    at: tuple[Any, ...] = np.ix_(rows - window.row, cols - window.col)
     inside = np.outer(*(_inside(start, tile.size, n) for start, n in zip((tile.row, tile.col), shape, strict=True)))
     pixels = {}
     for modality, feed in feeds.items():
         values, valid = feed.read(window)
         if not valid.all():
             values = np.where(valid, values, np.asarray(feed.fill, np.float32)[:, None, None])
-        pixels[modality] = values[:, *at]
+        pixels[modality] = values[(slice(None), *at)]
         inside = inside & valid[at]
     kept = inside[delta : tile.size - delta, delta : tile.size - delta]
     return TileInput(tile, pixels if kept.any() else {}, inside)

@@ -27,6 +27,9 @@ from rasterio.windows import Window
 from tmtool.errors import ProductError
 from tmtool.grid import BoolArray, Grid
 
+PROVENANCE_TAG = "TMTOOL_PROVENANCE"
+"""The GeoTIFF tag that says, in JSON, how a product was made."""
+
 WORK_PREFIX = ".tmtool-"
 """How the names of work files begin; no input is ever taken from them."""
 
@@ -226,7 +229,7 @@ def disk_bytes(grid: Grid, layouts: Sequence[Layout]) -> int:
 
 def provenance_tags(provenance: Mapping[str, Any]) -> dict[str, str]:
     """Return the GeoTIFF tags that say how a product was made."""
-    return {"TMTOOL_PROVENANCE": json.dumps(provenance, sort_keys=True)}
+    return {PROVENANCE_TAG: json.dumps(provenance, sort_keys=True)}
 
 
 def _write_categories(path: Path, names: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ def philox(
     The counter's four words are int64 tensors that broadcast; their low 32 bits count (negative positions wrap). The
     result is int64 in 0..2**32-1, of the broadcast shape.
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*(word & _MASK for word in counter))
+    c0, c1, c2, c3 = torch.broadcast_tensors(*(word & _MASK for word in counter))  # type: ignore[no-untyped-call]
     k0, k1 = key
     for _ in range(10):
         # int64 products wrap modulo 2**64: their low and high halves are right all the same

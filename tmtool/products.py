@@ -53,12 +53,14 @@ def _finish(modality: Modality, strip: Strip) -> NDArray[Any]:
             "--precision fp16 overflowed (try bf16 or fp32)."
         )
     if modality.classes:
-        return values.argmax(axis=0)[None].astype(modality.dtype)
+        classes: NDArray[Any] = values.argmax(axis=0)[None].astype(modality.dtype)
+        return classes
     if modality.valid_range:
         values = np.clip(values, *modality.valid_range)
     if np.issubdtype(np.dtype(modality.dtype), np.integer):
         values = np.rint(np.nan_to_num(values))
-    return values.astype(modality.dtype)
+    finished: NDArray[Any] = values.astype(modality.dtype)
+    return finished
 
 
 def check_statistics(product: Product, statistics: Statistics, input_varies: bool) -> list[str]:

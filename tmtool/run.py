@@ -33,7 +33,7 @@ _READ_THREADS = 2
 
 @dataclass(frozen=True)
 class SceneResult:
-    """What became of a scene that was run."""
+    """What became of a scene that was run. `seconds` leaves out loading the model; `model_seconds` are its forward."""
 
     products: tuple[Path, ...]
     tiles: int
@@ -50,6 +50,7 @@ class Runner:
         self.job, self.reporter = job, reporter or SilentReporter()
         self._built: tuple[ModelSpec, TileModel] | None = None
         self._compute: Compute | None = None
+        self._digests: dict[Path, str] = {}
 
     def locate_weights(self, prepared: Sequence[Prepared]) -> None:
         """Find the weights of all scenes, so that a missing file is known before anything is loaded."""
@@ -76,8 +77,9 @@ class Runner:
                 paths, warnings = _write(prepared, engine.strips(), tags, watch, self.reporter)
         finally:
             self.reporter.end()
-        seconds = time.monotonic() - start
-        return SceneResult(paths, len(plan), engine.empty_tiles, seconds, engine.model_seconds, tuple(warnings))
+        seconds = time.monotonic() - start - model.build_seconds
+        forward = engine.model_seconds - model.build_seconds
+        return SceneResult(paths, len(plan), engine.empty_tiles, seconds, forward, tuple(warnings))
 
     def _files(self, inputs: tuple[str, ...]) -> dict[WeightFile, Path] | None:
         if self.job.weights == models.RANDOM:
@@ -100,7 +102,10 @@ class Runner:
 
     def _provenance(self, prepared: Prepared, spec: ModelSpec, product: Product, batch: int) -> dict[str, Any]:
         job, tiling = self.job, prepared.plan.tiling
-        weights = {str(f): digest(p) for f, p in spec.files.items()} if spec.files is not None else models.RANDOM
+        weights: Any = models.RANDOM
+        if spec.files is not None:
+            self._digests |= {path: digest(path) for path in spec.files.values() if path not in self._digests}
+            weights = {str(file): self._digests[path] for file, path in spec.files.items()}
         said: dict[str, Any] = {
             "tool": "tmtool",
             "version": __version__,
@@ -202,10 +207,13 @@ class _Lazy:
     def __init__(self, build: Callable[[], TileModel]) -> None:
         self._build = build
         self._model: TileModel | None = None
+        self.build_seconds = 0.0
 
     def __call__(self, batch: TileBatch) -> Mapping[str, Any]:
         if self._model is None:
+            start = time.monotonic()
             self._model = self._build()
+            self.build_seconds = time.monotonic() - start
         return self._model(batch)
 
 

@@ -32,12 +32,12 @@ class Stitcher:
         """
         self._waiting[index] = (place, values, self._pool(place, valid))
         while self._next in self._waiting:
-            place, values, valid = self._waiting.pop(self._next)
+            place, values, held = self._waiting.pop(self._next)
             self._next += 1
             if place.window.row > self._top:
                 yield from self._emit(place.window.row)
                 self._grow(place.window.row, place.window.height)
-            self._accumulate(place, values, valid)
+            self._accumulate(place, values, held)
 
     def finish(self) -> Iterator[Strip]:
         """Yield the rows still held, after the last tile."""
@@ -48,10 +48,9 @@ class Stitcher:
     def _pool(self, place: Placement, valid: BoolArray) -> BoolArray:
         """Validity of the kept part in product px: a cell is valid if any of its pixels is."""
         s, (h, w) = self.spec.scale, valid.shape
-        if s > 1:
-            valid = valid.reshape(h // s, s, w // s, s).any(axis=(1, 3))
+        cells: BoolArray = valid.reshape(h // s, s, w // s, s).any(axis=(1, 3))
         o, win = place.offset, place.window
-        return valid[o : o + win.height, o : o + win.width].copy()
+        return cells[o : o + win.height, o : o + win.width].copy()
 
     def _accumulate(self, place: Placement, values: NDArray[Any] | None, valid: BoolArray) -> None:
         win, o = place.window, place.offset

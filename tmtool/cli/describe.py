@@ -92,8 +92,8 @@ def _text(facts: dict[str, Any]) -> str:
     lines += [
         f"To {facts['job']}:",
         f"  tiles         {facts['tiles']} ({rows} x {cols}) of {facts['tile_px']} px, about {100 * facts['empty_share']:.0f} % empty",
-        f"  memory        {facts['memory_bytes'] / 1e9:.2f} GB for streaming, beside the model",
-        f"  disk          {facts['disk_bytes'] / 1e9:.2f} GB at most while it runs",
+        f"  memory        {_size(facts['memory_bytes'])} for streaming, beside the model",
+        f"  disk          {_size(facts['disk_bytes'])} at most while it runs",
     ]
     lines += [f"  time          {_duration(s):>10}  {name}" for name, s in facts["seconds"].items()]
     return "\n".join([*lines, "  (times are rough: arithmetic of the job over the rate such a device sustains)"])
@@ -102,5 +102,9 @@ def _text(facts: dict[str, Any]) -> str:
 def _duration(seconds: float) -> str:
     for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
         if seconds < limit:
-            return f"{seconds / unit:.{1 if seconds / unit < 10 else 0}f} {name}"
+            return f"{seconds / unit:.{2 if seconds < 1 else 1 if seconds / unit < 10 else 0}f} {name}"
     return f"{seconds / 86_400:.0f} d"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(count / 1e6, 1):.0f} MB"

@@ -1,5 +1,6 @@
 """Options that commands share, each declared once, and what surrounds every command: logging, signals, exit status."""
 
+import functools
 import logging
 import signal
 import sys
@@ -7,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tmtool import errors
 from tmtool.modality import INPUTS, OUTPUTS
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _IO, _TILES, _SAMPLING, _MODEL, _RUN = "Input and output", "Tiles", "Sampling", "Model and device", "Run"
 
@@ -281,13 +285,9 @@ def _handlers(log_file: Path | None, level: int) -> list[logging.Handler]:
     return handlers
 
 
-_console: list[object] = []
-
-
-def console():  # type: ignore[no-untyped-def]
+@functools.cache
+def console() -> "Console":
     """Return the one rich console on standard error."""
-    if not _console:
-        from rich.console import Console
+    from rich.console import Console
 
-        _console.append(Console(stderr=True))
-    return _console[0]
+    return Console(stderr=True)

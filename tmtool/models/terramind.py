@@ -88,8 +88,7 @@ def _fill(module: nn.Module, spec: ModelSpec, file: Any, part: str) -> None:
     dtype = _DTYPES[spec.compute.precision]
     if dtype != torch.float32:
         _cast(module, dtype)
-    if spec.compute.device.startswith(("cuda", "cpu")):
-        module.to(memory_format=torch.channels_last)
+        module.to(memory_format=torch.channels_last)  # what half-precision kernels want
     module.to(spec.compute.device)
 
 

@@ -1,0 +1,63 @@
+"""Fixtures that several files use."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT.parent / "shared" / "data" / "terramind_examples"
+TRANSFORM = Affine(10, 0, 399_960, 0, -10, 6_300_040)
+
+
+@pytest.fixture(scope="session")
+def examples() -> Path:
+    """Real chips, one folder a modality."""
+    if not EXAMPLES.is_dir():
+        pytest.skip(f"the real example rasters are not at {EXAMPLES}")
+    return EXAMPLES
+
+
+@pytest.fixture
+def make_raster(tmp_path: Path) -> Any:
+    """Write an array `(C, H, W)` as a GeoTIFF in UTM 19S and return its path."""
+
+    def make(values: np.ndarray, name: str = "scene.tif", names: list[str] | None = None, **profile: Any) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        profile = {"crs": "EPSG:32719", "transform": TRANSFORM, "dtype": values.dtype} | profile
+        count, height, width = values.shape
+        with rasterio.open(path, "w", driver="GTiff", count=count, height=height, width=width, **profile) as dst:
+            dst.write(values)
+            for i, band in enumerate(names or []):
+                dst.set_band_description(i + 1, band)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with narrow weights of every part, in the hub's names."""
+    from tests import narrow
+
+    folder = tmp_path_factory.mktemp("weights")
+    with pytest.MonkeyPatch.context() as patch:
+        narrow.patch(patch)
+        narrow.write_weights(folder)
+    return folder
+
+
+@pytest.fixture
+def narrow_terramind(monkeypatch: pytest.MonkeyPatch, weights_folder: Path) -> Path:
+    """TerraMind tiny at a small width, registered as `tiny`; returns the folder of its weights."""
+    from tests import narrow
+
+    narrow.patch(monkeypatch)
+    return weights_folder

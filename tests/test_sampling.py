@@ -1,0 +1,89 @@
+"""Drawing tokens and the diffusion loop, against terratorch's own functions."""
+
+import pytest
+import torch
+from terratorch.models.backbones.terramind.model import generate
+from terratorch.models.backbones.terramind.tokenizer.scheduling import DDIMScheduler
+
+from tmtool.errors import UsageError
+from tmtool.models import Sampling
+from tmtool.models.sampling import ddim, draw_tokens, linear_schedule
+
+
+def no_noise(cells: slice, codes: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(codes.shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("steps", "cells"), [(1, 256), (2, 256), (3, 196), (7, 256), (300, 256)])
+def test_schedule_is_terratorchs(steps: int, cells: int) -> None:
+    assert linear_schedule(steps, cells) == generate.linear_schedule(steps, cells).tolist()
+    assert sum(linear_schedule(steps, cells)) == cells
+
+
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.8, 0), (0.0, 5), (0.5, 20), (0.0, 0), (1.0, 0), (0.01, 0)])
+def test_surviving_codes_are_terratorchs(top_p: float, top_k: int) -> None:
+    logits = torch.randn(50, 200, generator=torch.Generator().manual_seed(1)) * 3
+    theirs = generate.GenerationSampler.top_k_top_p_filtering(None, logits.clone(), top_k, top_p).isfinite()
+    seen = torch.zeros_like(theirs)
+    generator = torch.Generator().manual_seed(2)
+
+    def lively(cells: slice, codes: torch.Tensor) -> torch.Tensor:
+        return torch.rand(codes.shape, generator=generator, dtype=torch.float64) * 1000
+
+    for _ in range(2500):
+        drawn = draw_tokens(logits, Sampling(top_p=top_p, top_k=top_k), lively)
+        seen[torch.arange(50), drawn] = True
+    assert not (seen & ~theirs).any()
+    assert (seen == theirs).float().mean() > 0.999
+
+
+def test_temperature_zero_takes_the_likeliest() -> None:
+    logits = torch.randn(50, 200)
+    expected = logits.argmax(dim=1)
+    assert torch.equal(draw_tokens(logits, Sampling(temperature=0), no_noise), expected)
+    assert torch.equal(draw_tokens(logits, Sampling(temperature=1), no_noise), expected)
+
+
+def test_noise_is_asked_for_surviving_codes_only() -> None:
+    asked: list[torch.Tensor] = []
+    logits = torch.zeros(4, 1000)
+    logits[:, 7] = 20
+
+    def note(cells: slice, codes: torch.Tensor) -> torch.Tensor:
+        asked.append(codes)
+        return torch.zeros(codes.shape, dtype=torch.float64)
+
+    assert draw_tokens(logits, Sampling(), note).tolist() == [7] * 4
+    assert asked[0].shape == (4, 1)
+
+
+@pytest.mark.parametrize("timesteps", [1, 4, 10, 300])
+@pytest.mark.parametrize("clip", [None, 1.0, 2.5])
+def test_ddim_is_terratorchs_scheduler(timesteps: int, clip: float | None) -> None:
+    scheduler = DDIMScheduler(
+        beta_schedule="linear",
+        prediction_type="sample",
+        thresholding=False,
+        clip_sample=clip is not None,
+        clip_sample_range=clip or 1.0,
+    )
+    scheduler.set_timesteps(timesteps, mode="trailing")
+    start = torch.randn(2, 3, 8, 8)
+
+    def predict(x: torch.Tensor, t: int) -> torch.Tensor:
+        return torch.tanh(x) * 2 + t / 1000
+
+    x = start
+    for t in scheduler.timesteps:
+        x = scheduler.step(predict(x, int(t)), t, x).prev_sample
+    mine = ddim(predict, start, scheduler.alphas_cumprod, timesteps, clip)
+    torch.testing.assert_close(mine, x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"top_p": 1.5}, {"top_k": -1}, {"temperature": -1}, {"decoding_steps": 0}, {"timesteps": 0}, {"clip_sigma": 0}],
+)
+def test_values_out_of_range_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=f"--{next(iter(bad)).replace('_', '-')}"):
+        Sampling(**bad).check()  # type: ignore[arg-type]
