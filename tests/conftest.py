@@ -61,3 +61,28 @@ def narrow_terramind(monkeypatch: pytest.MonkeyPatch, weights_folder: Path) -> P
 
     narrow.patch(monkeypatch)
     return weights_folder
+
+
+@pytest.fixture
+def identity() -> Any:
+    """Name of a registered model that gives its input back; no torch needed."""
+    from tests.simple_models import registered
+
+    with registered() as name:
+        yield name
+
+
+@pytest.fixture
+def tmtool() -> Any:
+    """Run the command in this process; returns typer's result (exit_code, stdout, stderr)."""
+    from typer.testing import CliRunner
+
+    from tmtool.cli import app
+
+    def run(*args: object, stdin: str | None = None) -> Any:
+        result = CliRunner().invoke(app, [str(a) for a in args], input=stdin)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run

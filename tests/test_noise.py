@@ -69,7 +69,7 @@ def test_streams_differ_by_every_part_of_the_key() -> None:
 def test_gumbel_maximum_draws_from_the_softmax() -> None:
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     cells = torch.arange(40_000)[:, None]
-    g = noise.gumbel(KEY, cells, torch.zeros_like(cells), torch.arange(4)[None])
+    g = noise.gumbel(KEY, cells, torch.zeros_like(cells), torch.arange(4).expand(40_000, 4), 4)
     drawn = torch.bincount((logits + g).argmax(dim=1), minlength=4) / 40_000
     np.testing.assert_allclose(drawn.numpy(), [0.5, 0.3, 0.15, 0.05], atol=0.01)
 
@@ -79,3 +79,12 @@ def test_order_is_a_number_a_cell() -> None:
     numbers = noise.order(KEY, rows, cols)
     assert numbers.unique().numel() == numbers.numel()
     assert torch.equal(noise.order(KEY, rows[5:], cols[5:]), numbers[5:])
+
+
+def test_gumbel_of_a_code_does_not_depend_on_which_others_are_asked_for() -> None:
+    cells = torch.arange(30)[:, None]
+    codes = torch.stack([torch.randperm(1000, generator=torch.Generator().manual_seed(i)) for i in range(30)])
+    dense = noise.gumbel(KEY, cells, cells + 5, codes, 1000)
+    sparse = noise.gumbel(KEY, cells, cells + 5, codes[:, :40], 1000)
+    assert torch.equal(dense[:, :40], sparse)
+    assert dense.unique().numel() == dense.numel()

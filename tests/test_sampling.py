@@ -28,7 +28,7 @@ def test_surviving_codes_are_terratorchs(top_p: float, top_k: int) -> None:
     generator = torch.Generator().manual_seed(2)
 
     def lively(cells: slice, codes: torch.Tensor) -> torch.Tensor:
-        return torch.rand(codes.shape, generator=generator, dtype=torch.float64) * 1000
+        return torch.rand(codes.shape, generator=generator, dtype=torch.float64) * 1e6
 
     for _ in range(2500):
         drawn = draw_tokens(logits, Sampling(top_p=top_p, top_k=top_k), lively)

@@ -62,9 +62,18 @@ def normal(key: tuple[int, int], rows: Tensor, cols: Tensor, channels: int, heig
     return noise.flatten(1, 2)[:, :channels].float()
 
 
-def gumbel(key: tuple[int, int], rows: Tensor, cols: Tensor, codes: Tensor) -> Tensor:
-    """Return standard Gumbel noise, float64, of the shape that `rows`, `cols` (cells) and `codes` broadcast to."""
-    word = philox(key, (rows, cols, codes, torch.ones_like(rows)))[0]
+def gumbel(key: tuple[int, int], rows: Tensor, cols: Tensor, codes: Tensor, vocabulary: int) -> Tensor:
+    """Return standard Gumbel noise `(n, K)` float64 for the codes `(n, K)` of cells `rows`, `cols` `(n, 1)`.
+
+    A counter serves four codes in a row; where many of the `vocabulary` are asked for, all are made and picked from.
+    """
+    if 4 * codes.shape[1] >= vocabulary:
+        group = torch.arange(-(-vocabulary // 4), device=codes.device)[None]
+        table = torch.stack(philox(key, (rows, cols, group, torch.ones_like(rows))), dim=-1).flatten(1)
+        word = table.gather(1, codes)
+    else:
+        words = torch.stack(philox(key, (rows, cols, codes >> 2, torch.ones_like(rows))), dim=-1)
+        word = words.gather(2, (codes & 3)[..., None])[..., 0]
     return -torch.log(-torch.log(_uniform(word)))
 
 

@@ -239,7 +239,7 @@ def pixel_size_m(grid: Grid) -> float | None:
     t = grid.transform
     size = math.sqrt(abs(t.a * t.e - t.b * t.d))
     if grid.crs.is_geographic:
-        _, lat = t * (grid.shape[1] / 2, grid.shape[0] / 2)
+        lat = t.d * grid.shape[1] / 2 + t.e * grid.shape[0] / 2 + t.f
         return size * 111_320 * math.sqrt(max(math.cos(math.radians(lat)), 1e-6))
     try:
         return float(size * grid.crs.linear_units_factor[1])

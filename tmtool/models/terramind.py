@@ -278,7 +278,7 @@ def _draw(logits: Tensor, sampling: Sampling, cells: CellGrid, target: Tensor | 
     rows, cols = rows.reshape(-1, 1), cols.reshape(-1, 1)
 
     def gumbel(at: slice, codes: Tensor) -> Tensor:
-        return noise.gumbel(key, rows[at], cols[at], codes.to(rows.device)).to(codes.device)
+        return noise.gumbel(key, rows[at], cols[at], codes.to(rows.device), logits.shape[-1]).to(codes.device)
 
     return draw_tokens(logits.flatten(0, 1), sampling, gumbel).reshape(logits.shape[:2])
 

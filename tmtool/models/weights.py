@@ -153,10 +153,8 @@ def read_state(path: Path) -> dict[str, "Tensor"]:
     from safetensors.torch import load_file
 
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        safe = path.suffix == ".safetensors"
+        state = load_file(path) if safe else torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise WeightsError(
             f"{path}: cannot be read as weights, it is damaged or truncated ({_first_line(error)})."
