@@ -16,14 +16,15 @@ def first(batch: TileBatch) -> np.ndarray:
 
 
 class Identity:
-    """Gives the first `channels` bands back, under every name asked for."""
+    """Gives the first `channels` bands back, under every name asked for; `keep` remembers the batches."""
 
-    def __init__(self, channels: Mapping[str, int]) -> None:
-        self.channels = channels
+    def __init__(self, channels: Mapping[str, int], *, keep: bool = False) -> None:
+        self.channels, self.keep = channels, keep
         self.batches: list[TileBatch] = []
 
     def __call__(self, batch: TileBatch) -> dict[str, np.ndarray]:
-        self.batches.append(batch)
+        if self.keep:
+            self.batches.append(batch)
         pixels = first(batch)
         return {
             name: np.resize(pixels.swapaxes(0, 1), (c, *pixels[:, 0].shape)).swapaxes(0, 1)

@@ -198,7 +198,7 @@ def test_a_missing_tile_is_noticed() -> None:
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_batches_have_one_shape_and_their_size_changes_nothing(batch: int) -> None:
     raster = scene((600, 700))
-    model = Identity({"x": 1})
+    model = Identity({"x": 1}, keep=True)
     values, _ = run(raster, TILINGS[0], model, batch=batch)
     assert {b.rows.shape for b in model.batches} == {(batch,)}
     assert {next(iter(b.pixels.values())).shape for b in model.batches} == {(batch, 1, 256, 256)}
@@ -210,7 +210,7 @@ def test_empty_tiles_never_reach_the_model_and_holes_are_filled() -> None:
     valid[:, 300:] = False
     valid[40:60, 40:60] = False
     raster[:, ~valid] = np.nan
-    model = Identity({"x": 1})
+    model = Identity({"x": 1}, keep=True)
     plan = TilePlan((900, 900), TILINGS[0])
     engine = Engine(plan, [X], feed_of(raster, valid), model, 1)
     strips = [s for _, s in engine.strips()]

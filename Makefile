@@ -1,0 +1,30 @@
+# make demo: run the main job on the shipped sample, offline.   make test: pass the tests.
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: demo test lint bench clean
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --editable ".[test]"
+	touch $@
+
+demo: .venv/installed
+	.venv/bin/tmtool generate samples/demo_scene.tif --out LULC,S1GRD --model tiny --weights random --timesteps 2 \
+	  --output-dir out --overwrite
+
+test: .venv/installed
+	$(PY) -m pytest
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench: .venv/installed
+	$(PY) -m tests.bench.overhead
+	$(PY) -m tests.bench.memory
+	$(PY) -m tests.bench.generate
+
+clean:
+	rm -rf .venv out build *.egg-info
