@@ -10,6 +10,9 @@ import rasterio
 from affine import Affine
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # narrow models gain nothing from threads, and lose much on a busy machine
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT.parent / "shared" / "data" / "terramind_examples"
