@@ -100,6 +100,8 @@ def test_one_name_of_a_tied_tensor_is_enough(tmp_path: Path) -> None:
         ({"last.weight": torch.zeros(2, 5)}, r"last.weight has shape \[2, 5\], expected \[2, 4\]"),
         ({"last.weight": torch.zeros(2, 4, dtype=torch.int64)}, "has dtype torch.int64"),
         ({"first.weight": None, "second.weight": None}, "first.weight is missing"),
+        ({"last.bias": torch.tensor([1.0, float("nan")])}, "last.bias holds NaN"),
+        ({"table": torch.full((5,), float("inf"))}, "table holds NaN or infinite"),
     ],
 )
 def test_partly_matching_weights_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -114,8 +116,9 @@ def test_unused_keys_are_logged(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("tmtool"), "propagate", True)
     with caplog.at_level(logging.DEBUG, "tmtool.weights"):
-        load_strictly(Tied(), state() | {"decoder.extra": torch.zeros(1)}, tmp_path / "x.pt")
-    assert "decoder.extra" in caplog.text
+        extra = {"decoder.extra": torch.zeros(1), "encoder.known": torch.zeros(1)}
+        load_strictly(Tied(), state() | extra, tmp_path / "x.pt", spare=("encoder.",))
+    assert "1 unknown keys: decoder.extra" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

@@ -49,7 +49,10 @@ class Job:
         entry = models.find(self.model)
         for output in self.outputs:
             if output not in entry.outputs:
-                raise UsageError(f"--model {self.model} cannot make {output}; it makes {', '.join(entry.outputs)}.")
+                why = " (what it learned of elevation was not good enough to be offered)" * (output == "DEM")
+                raise UsageError(
+                    f"--model {self.model} cannot make {output}{why}; it makes {', '.join(entry.outputs)}."
+                )
         if len(set(self.outputs)) < len(self.outputs) or not self.outputs:
             raise UsageError(f"--out names the same modality twice, or none: {','.join(self.outputs)}.")
         if self.batch_size is not None and self.batch_size < 1:

@@ -67,7 +67,9 @@ def check_statistics(product: Product, statistics: Statistics, input_varies: boo
     """Raise `ProductError` for a continuous product that is constant though its input varies; return warnings."""
     if statistics.count == 0:
         return [f"{product.suffix}: the input has no valid pixel, so the product is all nodata"]
-    rounding = 1e-5 * np.maximum(abs(statistics.low), abs(statistics.high))  # blending does not give a constant back exactly
+    rounding = 1e-5 * np.maximum(
+        abs(statistics.low), abs(statistics.high)
+    )  # blending does not give a constant back exactly
     if input_varies and statistics.count > 1 and (statistics.high - statistics.low <= rounding).all():
         what = f"{product.suffix}: every valid pixel is {statistics.low[0]:g} though the input varies"
         if not product.layout.classes:

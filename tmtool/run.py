@@ -124,9 +124,16 @@ class Runner:
             "device": spec.compute.device.partition(":")[0],
             "batch_size": batch,
         }
-        if spec.files is None and models.find(job.model).files(tuple(prepared.sources), job.outputs):
-            said["warning"] = "made with random weights: the values mean nothing"
+        if notice := notice_of(job):
+            said["warning"] = notice
         return said
+
+
+def notice_of(job: Job) -> str:
+    """Return what users of a job's products have to know, or nothing."""
+    if job.weights == models.RANDOM:
+        return "RANDOM WEIGHTS: the products mean nothing. They show that the pipeline works, not what TerraMind does."
+    return models.find(job.model).notice
 
 
 class Engine:

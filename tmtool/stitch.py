@@ -48,8 +48,8 @@ class Stitcher:
     def _pool(self, place: Placement, valid: BoolArray) -> BoolArray:
         """Validity of the kept part in product px: a cell is valid if any of its pixels is."""
         s, (h, w) = self.spec.scale, valid.shape
-        cells: BoolArray = valid.reshape(h // s, s, w // s, s).any(axis=(1, 3))
         o, win = place.offset, place.window
+        cells: BoolArray = np.asarray(valid.reshape(h // s, s, w // s, s).any(axis=(1, 3)), np.bool_)
         return cells[o : o + win.height, o : o + win.width].copy()
 
     def _accumulate(self, place: Placement, values: NDArray[Any] | None, valid: BoolArray) -> None:

@@ -3,7 +3,7 @@
 import typer
 
 from tmtool import __version__
-from tmtool.cli import generate, info
+from tmtool.cli import generate, info, models
 
 app = typer.Typer(
     name="tmtool",
@@ -34,6 +34,7 @@ def _root(
 
 app.command("generate", no_args_is_help=True)(generate.generate)
 app.command("info", no_args_is_help=True)(info.info)
+app.add_typer(models.app, name="models")
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ Model = Annotated[
         metavar="NAME",
         rich_help_panel=_MODEL,
         envvar="TMTOOL_MODEL",
-        help="TerraMind's size: base, large, small or tiny.",
+        help="TerraMind's size: base, large, small or tiny; or demo, a small model in the package.",
     ),
 ]
 Weights = Annotated[

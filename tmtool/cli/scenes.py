@@ -10,12 +10,12 @@ from typing import Any
 
 import typer
 
-from tmtool import errors, models
+from tmtool import errors
 from tmtool.cli import options
 from tmtool.cli.inputs import scenes
 from tmtool.job import Job, Prepared, Scene, prepare
 from tmtool.progress import LineReporter, Reporter, RichReporter, SilentReporter
-from tmtool.run import Runner, SceneResult
+from tmtool.run import Runner, SceneResult, notice_of
 
 _log = logging.getLogger("tmtool")
 
@@ -24,10 +24,8 @@ def run_scenes(job: Job, inputs: Sequence[str], output_dir: Path, *, dry_run: bo
     """Run `job` over `inputs`; raises `typer.Exit` unless all is well."""
     for note in job.check():
         _log.warning("%s", note)
-    if job.weights == models.RANDOM:
-        _log.warning(
-            "RANDOM WEIGHTS: the products mean nothing. They show that the pipeline works, not what TerraMind does."
-        )
+    if notice := notice_of(job):
+        _log.warning("%s", notice)
     ready, failed = _prepare_all(job, scenes(inputs, output_dir), as_json)
     if not ready:
         raise typer.Exit(errors.EXIT_NOTHING_TO_DO)

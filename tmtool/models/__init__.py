@@ -13,12 +13,12 @@ from tmtool.device import Compute
 from tmtool.errors import UsageError
 from tmtool.grid import TileBatch
 from tmtool.modality import INPUTS, MODALITIES, OUTPUTS
-from tmtool.models.weights import WeightFile, core_file, tokenizer_files
+from tmtool.models.weights import WeightFile, core_file, packaged_file, tokenizer_files
 
 RANDOM = "random"
 """Value of `--weights` that asks for seeded random weights."""
 
-PARAMETERS_M = {"base": 228.0, "large": 684.0, "small": 68.0, "tiny": 26.0}
+PARAMETERS_M = {"base": 229.0, "large": 746.0, "small": 51.0, "tiny": 15.0}
 """TerraMind's sizes, in millions of parameters of a job with two outputs, without tokenizers."""
 
 
@@ -84,19 +84,27 @@ class ModelEntry:
     module: str
     files: Callable[[tuple[str, ...], tuple[str, ...]], tuple[WeightFile, ...]]
     parameters_m: float = 0
-    """Parameters without tokenizers, in millions."""
+    """Parameters of a job with two outputs, without tokenizers, in millions."""
+    step_tflop: float = 0.226
+    """Arithmetic of one diffusion step of a 256 px tile, in 10**12 operations."""
+    classes_tflop: float = 0.05
+    """Arithmetic of decoding a 256 px tile of classes, in 10**12 operations."""
+    notice: str = ""
+    """What a user has to be told on every run, and what provenance says."""
+    licence: str = "Apache-2.0"
     inputs: tuple[str, ...] = INPUTS
     outputs: tuple[str, ...] = OUTPUTS
 
     def tflop_per_tile(self, outputs: tuple[str, ...], timesteps: int, size: int) -> float:
         """Estimate the arithmetic of one tile of `size` px, in 10**12 operations.
 
-        A U-Net step costs 0.226 for 256 px (counted in terratorch 1.2.11), a ViT decoder 0.05, and the encoder-decoder
-        two operations a parameter and token for each output.
+        The decoders' figures were counted in terratorch 1.2.11; the encoder-decoder takes two operations a parameter
+        and token for each output.
         """
         classes = sum(bool(MODALITIES[m].classes) for m in outputs)
         core = 2 * self.parameters_m * 1e6 * 256 * len(outputs) / 1e12
-        return (core + 0.05 * classes + 0.226 * timesteps * (len(outputs) - classes)) * (size / 256) ** 2
+        decoders = self.classes_tflop * classes + self.step_tflop * timesteps * (len(outputs) - classes)
+        return (core + decoders) * (size / 256) ** 2
 
 
 def _terramind(size: str, parameters_m: float) -> ModelEntry:
@@ -108,7 +116,25 @@ def _terramind(size: str, parameters_m: float) -> ModelEntry:
     )
 
 
-MODELS: dict[str, ModelEntry] = {name: _terramind(name, m) for name, m in PARAMETERS_M.items()}
+def _demo_files(inputs: tuple[str, ...], outputs: tuple[str, ...]) -> tuple[WeightFile, ...]:
+    return tuple(
+        packaged_file(f"{part}.safetensors") for part in ("core", *(f"tokenizer_{m.lower()}" for m in outputs))
+    )
+
+
+_DEMO = ModelEntry(
+    title="a small demonstration that comes with tmtool",
+    module="tmtool.models.demo",
+    files=_demo_files,
+    parameters_m=1.7,
+    step_tflop=0.0012,
+    classes_tflop=0.0004,
+    inputs=("S2L2A", "S1GRD", "S1RTC", "DEM"),
+    outputs=("S2L2A", "S1GRD", "S1RTC", "LULC", "NDVI"),
+    notice="DEMONSTRATION MODEL: trained on synthetic scenes only, these are not TerraMind's weights and map nothing real.",
+)
+
+MODELS: dict[str, ModelEntry] = {name: _terramind(name, m) for name, m in PARAMETERS_M.items()} | {"demo": _DEMO}
 
 
 def find(name: str) -> ModelEntry:

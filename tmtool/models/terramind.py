@@ -5,7 +5,8 @@ terratorch's draws from global generators and decodes in one step only.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,26 +17,49 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tmtool import noise
+from tmtool.device import Compute
 from tmtool.grid import PATCH, TileBatch
 from tmtool.modality import MODALITIES, Modality
 from tmtool.models import ModelSpec, Sampling, TileModel
 from tmtool.models.sampling import ddim, draw_tokens, linear_schedule
-from tmtool.models.weights import core_file, load_strictly, read_state, tokenizer_file
+from tmtool.models.weights import WeightFile, load_strictly, read_state
 
 _log = logging.getLogger("tmtool.model")
+CORE = "core"
+_SPARE_CORE = ("encoder_embeddings.", "decoder_embeddings.")
+_SPARE_TOKENIZER = ("encoder.", "quant_proj.", "decoder.", "post_quant_proj.")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build(spec: ModelSpec) -> TileModel:
     """Build what `spec` needs of TerraMind, load its weights, and put it on its device."""
-    with _NoInitialisation():
-        core, tokenizers = _build_parts(spec)
+    builder = getattr(terramind_register, f"terramind_v1_{spec.name}_generate")
+    file_of = {part_of(file): path for file, path in (spec.files or {}).items()}
+    return assemble(spec, builder, lambda part: (read_state(file_of[part]), file_of[part]))
+
+
+def part_of(file: WeightFile) -> str:
+    """Return the part that a file holds: a modality for its tokenizer, else `core`."""
+    return next((m for m in MODALITIES if file.repo.endswith(f"-Tokenizer-{m}")), CORE)
+
+
+def assemble(
+    spec: ModelSpec, builder: Callable[..., Any], state_of: Callable[[str], tuple[Mapping[str, Tensor], Path]]
+) -> TileModel:
+    """Build with `builder`, which makes terratorch's TerraMindGeneration, and fill each part from its state.
+
+    `state_of(part)` gives the tensors and the file of `core` or of a modality's tokenizer.
+    """
+    core, tokenizers = _build_parts(spec, builder)
     tokenised = _tokenised(spec)
     for modality, tokenizer in tokenizers.items():
         _drop_unused(tokenizer, encoder=modality in tokenised, decoder=modality in spec.outputs)
-    _fill(core, spec, core_file(spec.name), "core")
-    for modality, tokenizer in tokenizers.items():
-        _fill(tokenizer, spec, tokenizer_file(modality), f"tokenizer/{modality}")
+    for part, module in ((CORE, core), *tokenizers.items()):
+        if spec.files is None:
+            _randomise(module, part)
+        else:
+            load_strictly(module, *state_of(part), spare=_SPARE_CORE if part == CORE else _SPARE_TOKENIZER)
+        _place(module, spec.compute)
     return TerraMindGenerator(core, tokenizers, spec)
 
 
@@ -44,14 +68,14 @@ def _tokenised(spec: ModelSpec) -> list[str]:
     return [m for m in spec.inputs if MODALITIES[m].raw_key is None]
 
 
-def _build_parts(spec: ModelSpec) -> tuple[nn.Module, dict[str, nn.Module]]:
+def _build_parts(spec: ModelSpec, builder: Callable[..., Any]) -> tuple[nn.Module, dict[str, nn.Module]]:
     """Return the encoder-decoder with the embeddings that this job uses, and its tokenizers by modality."""
     raw = [MODALITIES[m].raw_key or MODALITIES[m].token_key for m in spec.inputs]
     targets = [MODALITIES[m].token_key for m in spec.outputs]
     # terratorch embeds all outputs but the last as inputs of the next; over several steps the last sees itself too
     seen = [*raw, targets[-1]] if spec.sampling.decoding_steps > 1 else raw
-    builder = getattr(terramind_register, f"terramind_v1_{spec.name}_generate")
-    model: Any = builder(modalities=list(dict.fromkeys(seen)), output_modalities=targets, pretrained=False)
+    with _NoInitialisation():
+        model = builder(modalities=list(dict.fromkeys(seen)), output_modalities=targets, pretrained=False)
     names = dict.fromkeys([*_tokenised(spec), *spec.outputs])
     return model.sampler.model, {m: model.tokenizer[MODALITIES[m].token_key] for m in names}
 
@@ -78,18 +102,14 @@ class _NoInitialisation(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _fill(module: nn.Module, spec: ModelSpec, file: Any, part: str) -> None:
-    if spec.files is None:
-        _randomise(module, part)
-    else:
-        path = spec.files[file]
-        load_strictly(module, read_state(path), path)
+def _place(module: nn.Module, compute: Compute) -> None:
+    """Make a filled part ready: inference mode, precision, device."""
     module.eval().requires_grad_(False)
-    dtype = _DTYPES[spec.compute.precision]
+    dtype = _DTYPES[compute.precision]
     if dtype != torch.float32:
         _cast(module, dtype)
         module.to(memory_format=torch.channels_last)  # what half-precision kernels want
-    module.to(spec.compute.device)
+    module.to(compute.device)
 
 
 def _randomise(module: nn.Module, part: str) -> None:

@@ -18,15 +18,29 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("tmtool.weights")
 _ORGANISATION = "ibm-esa-geospatial"
+_PACKAGED = "tmtool"
+"""Stands for a repository where the file comes with the package."""
 _SUFFIXES = (".pt", ".safetensors")
+_CORE_MB = {"base": 1331, "large": 3538, "small": 410, "tiny": 165}
+_TOKENIZER_MB = {"S2L2A": 1157, "S1GRD": 1146, "S1RTC": 1146, "DEM": 1145, "LULC": 736, "NDVI": 1145}
+_SIZE_OF_WIDTH = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file on the Hugging Face hub: repository `{organisation}/{name}` and file name."""
+    """A file on the Hugging Face hub, repository `{organisation}/{name}` and file name; or one in the package.
+
+    `megabytes` is about how large it is: its parameters in float32.
+    """
 
     repo: str
     filename: str
+    megabytes: int = 0
+
+    @property
+    def packaged(self) -> Path | None:
+        """Where the file lies in the package, if that is where it comes from."""
+        return Path(__file__).parent / "demo_weights" / self.filename if self.repo == _PACKAGED else None
 
     def __str__(self) -> str:
         """`repository/file`."""
@@ -35,12 +49,18 @@ class WeightFile:
 
 def core_file(size: str) -> WeightFile:
     """Return the file of TerraMind's encoder-decoder of a size (base, large, small, tiny)."""
-    return WeightFile(f"{_ORGANISATION}/TerraMind-1.0-{size}", f"TerraMind_v1_{size}.pt")
+    return WeightFile(f"{_ORGANISATION}/TerraMind-1.0-{size}", f"TerraMind_v1_{size}.pt", _CORE_MB[size])
 
 
 def tokenizer_file(modality: str) -> WeightFile:
     """Return the file of a modality's tokenizer."""
-    return WeightFile(f"{_ORGANISATION}/TerraMind-1.0-Tokenizer-{modality}", f"TerraMind_Tokenizer_{modality}.pt")
+    name = f"{_ORGANISATION}/TerraMind-1.0-Tokenizer-{modality}"
+    return WeightFile(name, f"TerraMind_Tokenizer_{modality}.pt", _TOKENIZER_MB[modality])
+
+
+def packaged_file(filename: str) -> WeightFile:
+    """Return a file of the demo model."""
+    return WeightFile(_PACKAGED, filename)
 
 
 def tokenizer_files(inputs: Sequence[str], outputs: Sequence[str]) -> tuple[WeightFile, ...]:
@@ -49,19 +69,32 @@ def tokenizer_files(inputs: Sequence[str], outputs: Sequence[str]) -> tuple[Weig
     return tuple(tokenizer_file(m) for m in dict.fromkeys([*tokenised, *outputs]))
 
 
-def locate(files: Sequence[WeightFile], folder: str | None, offline: bool) -> dict[WeightFile, Path]:
+def locate(
+    files: Sequence[WeightFile], folder: str | None, offline: bool, fetch: bool = True
+) -> dict[WeightFile, Path]:
     """Return where each file lies: in `folder` if given, else in the hub's cache, else fetched from the hub.
 
     Raises `WeightsError` naming the files that are missing and how to get them.
     """
-    if folder is not None:
-        found = {file: _in_folder(file, Path(folder).expanduser()) for file in files}
-    else:
-        found = {file: _from_hub(file, offline) for file in files}
+    found = {file: find_locally(file, folder) for file in files}
+    if folder is None and fetch and not offline:
+        found |= {file: _fetch(file) for file, path in found.items() if path is None}
     missing = [file for file, path in found.items() if path is None]
     if missing:
-        raise WeightsError(_missing_message(missing, folder, offline))
+        raise WeightsError(_missing_message(missing, folder, offline or not fetch))
     return {file: path for file, path in found.items() if path is not None}
+
+
+def find_locally(file: WeightFile, folder: str | None = None) -> Path | None:
+    """Return where a file lies in the package, in `folder`, or in the hub's cache; None if it has to be fetched."""
+    if file.packaged is not None:
+        return file.packaged
+    if folder is not None:
+        return _in_folder(file, Path(folder).expanduser())
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(file.repo, file.filename)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def _in_folder(file: WeightFile, folder: Path) -> Path | None:
@@ -78,22 +111,40 @@ def _in_folder(file: WeightFile, folder: Path) -> Path | None:
     return None
 
 
-def _from_hub(file: WeightFile, offline: bool) -> Path | None:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def _fetch(file: WeightFile) -> Path | None:
+    """Download a file into the hub's cache, resuming where a connection breaks; None without network."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
-    cached = try_to_load_from_cache(file.repo, file.filename)
-    if isinstance(cached, str):
-        return Path(cached)
-    if offline:
-        return None
-    _log.info("fetching %s from the hub", file)
+    _log.info("fetching %s (about %d MB) from the hub", file, file.megabytes)
     try:
         return Path(hf_hub_download(file.repo, file.filename))
-    except LocalEntryNotFoundError:  # no network, or HF_HUB_OFFLINE is set
+    except LocalEntryNotFoundError as error:  # no network, HF_HUB_OFFLINE is set, or an answer that was not understood
+        if isinstance(error.__cause__, HfHubHTTPError):
+            raise WeightsError(f"{file}: the hub answered with an error ({_first_line(error.__cause__)}).") from error
+        _log.debug("%s: %s", file, error)
         return None
-    except (HfHubHTTPError, OSError) as error:
-        raise WeightsError(f"{file}: the hub did not give it ({error}).") from error
+    except GatedRepoError as error:
+        raise WeightsError(f"{file}: the hub asks for permission. Accept its terms there, and set HF_TOKEN.") from error
+    except RepositoryNotFoundError as error:
+        why = "the hub answered 401 or 404: there is no such repository, or it is private and needs HF_TOKEN"
+        raise WeightsError(f"{file}: {why}.") from error
+    except EntryNotFoundError as error:
+        raise WeightsError(f"{file}: the hub answered 404: the repository holds no such file.") from error
+    except HfHubHTTPError as error:
+        raise WeightsError(
+            f"{file}: the hub answered with an error ({_first_line(error)}). Try again later."
+        ) from error
+    except Exception as error:  # whatever the HTTP library, the disk or a proxy raises
+        raise WeightsError(
+            f"{file}: the download broke off ({_first_line(error)}). Run the same command again; files that are complete are kept."
+        ) from error
 
 
 def _missing_message(missing: Sequence[WeightFile], folder: str | None, offline: bool) -> str:
@@ -104,7 +155,7 @@ def _missing_message(missing: Sequence[WeightFile], folder: str | None, offline:
             f"--weights {folder}: missing{names}\nExpected there under its file name (.pt or .safetensors), flat or in a "
             f"folder named like its repository."
         )
-    why = "with --offline nothing is fetched" if offline else "the hub cannot be reached"
+    why = "nothing is fetched now" if offline else "the hub cannot be reached"
     return (
         f"These weights are not in the hub's cache, and {why}:{names}\nOn a machine with network access run\n{fetch}\n"
         "and copy the cache folder (HF_HOME), or the files for use with --weights DIR. --weights random tries the "
@@ -170,11 +221,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def load_strictly(module: "nn.Module", state: Mapping[str, "Tensor"], path: Path) -> None:
+def load_strictly(module: "nn.Module", state: Mapping[str, "Tensor"], path: Path, spare: tuple[str, ...] = ()) -> None:
     """Give every parameter and buffer of `module` its tensor from `state`, without copying where the dtype fits.
 
-    Tied parameters need one of their names. Raises `WeightsError` listing what is missing or has another shape or kind;
-    keys that the module does not use are logged.
+    Tied parameters need one of their names. Raises `WeightsError` listing what is missing, has another shape or kind,
+    or is not finite. Keys that the module does not have are logged, except those that begin with one of `spare`: parts
+    that a whole model has and this job does not use.
     """
     expected = module.state_dict(keep_vars=True)
     names: dict[int, list[str]] = {}
@@ -189,13 +241,18 @@ def load_strictly(module: "nn.Module", state: Mapping[str, "Tensor"], path: Path
             continue
         problems += _mismatch(present[-1], expected[present[-1]], state[present[-1]])
         chosen |= dict.fromkeys(tied, state[present[-1]])
+    if not problems:
+        problems = [
+            f"{tied[0]} holds NaN or infinite values" for tied in names.values() if not _finite(chosen[tied[0]])
+        ]
     if problems:
         shown = "".join(f"\n  {p}" for p in problems[:8]) + (f"\n  ... {len(problems) - 8} more" * (len(problems) > 8))
         raise WeightsError(
             f"{path}: does not cover the model in use; {len(problems)} of {len(names)} tensors are wrong:{shown}"
+            f"{_other_size(expected, state)}"
         )
-    unused = sorted(set(state) - set(expected))
-    _log.debug("%s: %d keys not used by this job: %s", path.name, len(unused), ", ".join(unused))
+    if unknown := sorted(key for key in set(state) - set(expected) if not key.startswith(spare)):
+        _log.debug("%s: %d unknown keys: %s", path.name, len(unknown), ", ".join(unknown))
     module.load_state_dict({k: _as_float32(v) for k, v in chosen.items()}, strict=True, assign=True)
     for owner, attribute, first in _tied(module, names):
         setattr(owner, attribute, first)
@@ -206,6 +263,22 @@ def _mismatch(name: str, expected: "Tensor", found: "Tensor") -> Iterator[str]:
         yield f"{name} has shape {list(found.shape)}, expected {list(expected.shape)}"
     elif found.is_floating_point() != expected.is_floating_point():
         yield f"{name} has dtype {found.dtype}, expected {expected.dtype}"
+
+
+def _other_size(expected: Mapping[str, "Tensor"], state: Mapping[str, "Tensor"]) -> str:
+    """Say so if the file holds TerraMind of another size."""
+    widths = [tensors["mask_token"].shape[-1] for tensors in (state, expected) if "mask_token" in tensors]
+    if len(widths) < 2 or widths[0] == widths[1]:
+        return ""
+    found, wanted = (_SIZE_OF_WIDTH.get(width, f"of width {width}") for width in widths)
+    return f"\nThe file holds TerraMind {found}, but the model in use is {wanted}: choose it with --model."
+
+
+def _finite(tensor: "Tensor") -> bool:
+    """Whether all values are finite, without a copy: a sum is not, if one of its terms is not."""
+    import torch
+
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum(dtype=torch.float64)))
 
 
 def _as_float32(tensor: "Tensor") -> "Tensor":

@@ -1,0 +1,156 @@
+"""`tmtool models`: which models there are, where their weights lie, fetching and verifying them."""
+
+import json
+import logging
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tmtool.cli import options as o
+
+if TYPE_CHECKING:
+    from tmtool.models.weights import WeightFile
+
+app = typer.Typer(
+    help="List, fetch, verify and locate model weights.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+)
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="base, large, small, tiny or demo.")]
+For = Annotated[str, typer.Option("--for", metavar="TASK", help="The command that the weights are for.")]
+Inputs = Annotated[
+    str, typer.Option("--in", metavar="MOD,...", help="Its inputs; LULC and NDVI need their tokenizers.")
+]
+Outputs = Annotated[str, typer.Option("--out", metavar="MOD,...", help="Its outputs; each needs its tokenizer.")]
+
+
+@app.command("list")
+def list_(json_: o.Json = False) -> None:
+    """Show the models, what they take and make, their licence, and which files the hub's cache holds.
+
+    Example: tmtool models list
+    """
+    with o.command():
+        from tmtool.models import MODELS
+        from tmtool.models.weights import find_locally
+
+        rows: list[dict[str, Any]] = []
+        for name, entry in MODELS.items():
+            files = entry.files(entry.inputs, entry.outputs)
+            places = {file: find_locally(file) for file in files}
+            rows.append(
+                {
+                    "model": name,
+                    "title": entry.title,
+                    "inputs": list(entry.inputs),
+                    "outputs": list(entry.outputs),
+                    "licence": entry.licence,
+                    "files": [_file_facts(file, str(path) if path else None) for file, path in places.items()],
+                }
+            )
+        print(json.dumps(rows) if json_ else "\n".join(map(_text, rows)))
+
+
+def _file_facts(file: "WeightFile", path: str | None) -> dict[str, Any]:
+    import os
+
+    size = os.path.getsize(path) / 1e6 if path else file.megabytes
+    return {"file": str(file), "megabytes": round(size, 1), "path": path}
+
+
+def _text(row: dict[str, Any]) -> str:
+    lines = [f"{row['model']:<6} {row['title']} ({row['licence']})"]
+    lines.append(f"       in {' '.join(row['inputs'])}; out {' '.join(row['outputs'])}")
+    for file in row["files"]:
+        where = file["path"] or "not here yet"
+        about = "" if file["path"] else "~"
+        lines.append(f"       {about + format(file['megabytes'], '.0f'):>6} MB  {file['file']}: {where}")
+    return "\n".join(lines)
+
+
+@app.command(no_args_is_help=True)
+def fetch(
+    model: ModelArgument,
+    for_: For = "generate",
+    out: Outputs = "S1GRD,LULC",
+    in_: Inputs = "S2L2A",
+    quiet: o.Quiet = False,
+) -> None:
+    """Fetch the files that a job uses, and no others, into the hub's cache.
+
+    A broken connection is taken up where it broke; files that are complete are never fetched again.
+
+    Example: tmtool models fetch base --for generate --out S1GRD,LULC
+    """
+    with o.command(quiet=quiet):
+        from tmtool.models.weights import locate
+
+        for path in locate(_files(model, for_, in_, out), None, offline=False).values():
+            print(path)
+
+
+@app.command(no_args_is_help=True)
+def path(
+    model: ModelArgument,
+    for_: For = "generate",
+    out: Outputs = "S1GRD,LULC",
+    in_: Inputs = "S2L2A",
+    weights: o.Weights = None,
+) -> None:
+    """Print where the files that a job uses lie. Fetches nothing; exit status 2 if one is missing.
+
+    Example: tmtool models path base --out LULC
+    """
+    with o.command():
+        from tmtool.models.weights import locate
+
+        for place in locate(_files(model, for_, in_, out), weights, offline=True).values():
+            print(place)
+
+
+@app.command(no_args_is_help=True)
+def verify(
+    model: ModelArgument,
+    for_: For = "generate",
+    out: Outputs = "S1GRD,LULC",
+    in_: Inputs = "S2L2A",
+    weights: o.Weights = None,
+    verbose: o.Verbose = False,
+) -> None:
+    """Check that a job's files are all here and load: every tensor present, of its shape and kind, and finite.
+
+    Prints the SHA-256 of each file. Example: tmtool models verify base --weights weights/
+    """
+    with o.command(verbose=verbose):
+        from tmtool import models
+        from tmtool.models.weights import digest, locate
+
+        files = locate(_files(model, for_, in_, out), weights, offline=True)
+        for place in files.values():
+            print(f"{digest(place)}  {place}", flush=True)
+        inputs, outputs = _modalities(in_), _modalities(out, output=True)
+        models.build(models.ModelSpec(model, for_, inputs, outputs, files=files))
+        logging.getLogger("tmtool").info("%s: complete, all %d files load", model, len(files))
+
+
+def _modalities(names: str, *, output: bool = False) -> tuple[str, ...]:
+    from tmtool.modality import find
+
+    return tuple(find(name, output=output).name for name in o.split(names))
+
+
+def _files(model: str, task: str, in_: str, out: str) -> "tuple[WeightFile, ...]":
+    from tmtool import models
+    from tmtool.errors import UsageError
+    from tmtool.tasks import TASKS
+
+    if task not in TASKS:
+        raise UsageError(f"--for {task}: choose from {', '.join(TASKS)}.")
+    inputs, outputs = _modalities(in_), _modalities(out, output=True)
+    entry = models.find(model)
+    for name, offered in ((set(inputs), entry.inputs), (set(outputs), entry.outputs)):
+        if unknown := name - set(offered):
+            raise UsageError(f"{model} does not have {', '.join(sorted(unknown))}; it has {', '.join(offered)}.")
+    return entry.files(inputs, outputs)
