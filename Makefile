@@ -10,7 +10,7 @@ PY := .venv/bin/python
 	touch $@
 
 demo: .venv/installed
-	.venv/bin/tmtool generate samples/demo_scene.tif --out LULC,S1GRD --model tiny --weights random --timesteps 2 \
+	.venv/bin/tmtool generate samples/demo_scene.tif --out LULC,NDVI,S1GRD --model demo --temperature 0 \
 	  --output-dir out --overwrite
 
 test: .venv/installed
@@ -20,6 +20,9 @@ lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+docs/demo.png: demo
+	$(PY) samples/render_demo.py out $@
 
 bench: .venv/installed
 	$(PY) -m tests.bench.overhead

@@ -109,6 +109,9 @@ def _place(module: nn.Module, compute: Compute) -> None:
     if dtype != torch.float32:
         _cast(module, dtype)
         module.to(memory_format=torch.channels_last)  # what half-precision kernels want
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.dtype == torch.float32:
+                tensor.data = tensor.data.clone()  # the last of the mapped file, which can be let go then
     module.to(compute.device)
 
 

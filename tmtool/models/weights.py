@@ -278,7 +278,7 @@ def _finite(tensor: "Tensor") -> bool:
     """Whether all values are finite, without a copy: a sum is not, if one of its terms is not."""
     import torch
 
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum(dtype=torch.float64)))
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum(dtype=torch.float32)))
 
 
 def _as_float32(tensor: "Tensor") -> "Tensor":
