@@ -100,6 +100,7 @@ def test_one_name_of_a_tied_tensor_is_enough(tmp_path: Path) -> None:
         ({"last.weight": torch.zeros(2, 5)}, r"last.weight has shape \[2, 5\], expected \[2, 4\]"),
         ({"last.weight": torch.zeros(2, 4, dtype=torch.int64)}, "has dtype torch.int64"),
         ({"first.weight": None, "second.weight": None}, "first.weight is missing"),
+        ({"last.norm.weight": torch.zeros(2)}, "last.norm.weight is not in the model"),
         ({"last.bias": torch.tensor([1.0, float("nan")])}, "last.bias holds NaN"),
         ({"table": torch.full((5,), float("inf"))}, "table holds NaN or infinite"),
     ],

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tmtool.errors import WeightsError
 from tmtool.modality import MODALITIES
@@ -225,37 +225,52 @@ def load_strictly(module: "nn.Module", state: Mapping[str, "Tensor"], path: Path
     """Give every parameter and buffer of `module` its tensor from `state`, without copying where the dtype fits.
 
     Tied parameters need one of their names. Raises `WeightsError` listing what is missing, has another shape or kind,
-    or is not finite. Keys that the module does not have are logged, except those that begin with one of `spare`: parts
-    that a whole model has and this job does not use.
+    is not finite, or is too many in a part that the module has (a deeper model's layer, say). Keys of other parts are
+    logged, except those that begin with one of `spare`: what a whole model has and this job does not use.
     """
     expected = module.state_dict(keep_vars=True)
-    names: dict[int, list[str]] = {}
-    for name, tensor in expected.items():
-        names.setdefault(id(tensor), []).append(name)
-    chosen: dict[str, Tensor] = {}
-    problems: list[str] = []
-    for tied in names.values():
-        present = [name for name in tied if name in state]
-        if not present:
-            problems.append(f"{tied[0]} is missing")
-            continue
-        problems += _mismatch(present[-1], expected[present[-1]], state[present[-1]])
-        chosen |= dict.fromkeys(tied, state[present[-1]])
-    if not problems:
+    tied = _tied_names(expected)
+    # of tied names the last one counts, as in loading by copying
+    found = {names[0]: next((name for name in reversed(names) if name in state), None) for names in tied}
+    extra = sorted(set(state) - set(expected))
+    own = {_family(name) for name in expected}
+    problems = [f"{name} is missing" for name, source in found.items() if source is None]
+    problems += [
+        p for source in filter(None, found.values()) for p in _mismatch(source, expected[source], state[source])
+    ]
+    problems += [f"{key} is not in the model" for key in extra if _family(key) in own]
+    if not problems:  # only then is it worth reading everything
         problems = [
-            f"{tied[0]} holds NaN or infinite values" for tied in names.values() if not _finite(chosen[tied[0]])
+            f"{name} holds NaN or infinite values" for name in filter(None, found.values()) if not _finite(state[name])
         ]
     if problems:
         shown = "".join(f"\n  {p}" for p in problems[:8]) + (f"\n  ... {len(problems) - 8} more" * (len(problems) > 8))
         raise WeightsError(
-            f"{path}: does not cover the model in use; {len(problems)} of {len(names)} tensors are wrong:{shown}"
+            f"{path}: does not cover the model in use; {len(problems)} of {len(found)} tensors are wrong:{shown}"
             f"{_other_size(expected, state)}"
         )
-    if unknown := sorted(key for key in set(state) - set(expected) if not key.startswith(spare)):
+    if unknown := [key for key in extra if not key.startswith(spare)]:
         _log.debug("%s: %d unknown keys: %s", path.name, len(unknown), ", ".join(unknown))
-    module.load_state_dict({k: _as_float32(v) for k, v in chosen.items()}, strict=True, assign=True)
-    for owner, attribute, first in _tied(module, names):
-        setattr(owner, attribute, first)
+    given = {name: state[found[names[0]] or ""] for names in tied for name in names}
+    module.load_state_dict({name: _as_float32(tensor) for name, tensor in given.items()}, strict=True, assign=True)
+    for first, *others in tied:  # assigning gave each name an object of its own
+        for name in others:
+            owner, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(owner), attribute, module.get_parameter(first))
+
+
+def _tied_names(expected: Mapping[str, "Tensor"]) -> list[list[str]]:
+    """Group the names of a state dict by the tensor that they stand for."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in expected.items():
+        names.setdefault(id(tensor), []).append(name)
+    return list(names.values())
+
+
+def _family(key: str) -> str:
+    """Return the part of a model that a key belongs to: its first word, and of embeddings the modality too."""
+    words = key.split(".")
+    return ".".join(words[:2]) if words[0].endswith("_embeddings") else words[0]
 
 
 def _mismatch(name: str, expected: "Tensor", found: "Tensor") -> Iterator[str]:
@@ -283,16 +298,3 @@ def _finite(tensor: "Tensor") -> bool:
 
 def _as_float32(tensor: "Tensor") -> "Tensor":
     return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _tied(module: "nn.Module", names: Mapping[int, Sequence[str]]) -> Iterator[tuple[Any, str, Any]]:
-    """Yield (owner, attribute, tensor) for every tied name but the first: assigning gave each its own object."""
-    for first, *others in names.values():
-        for name in others:
-            path, _, attribute = name.rpartition(".")
-            yield module.get_submodule(path), attribute, _get(module, first)
-
-
-def _get(module: "nn.Module", name: str) -> Any:
-    path, _, attribute = name.rpartition(".")
-    return getattr(module.get_submodule(path), attribute)
