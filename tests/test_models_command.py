@@ -64,7 +64,7 @@ def test_fetch_resume_verify_run_and_then_offline(command: Any, hub: Hub, make_r
     }  # and nothing that the job does not use
     assert hub.cut_once_after is None
     resumed = [int(wanted.removeprefix("bytes=").partition("-")[0]) for _, _, wanted in hub.requests if wanted]
-    assert any(start == 20 << 20 for start in resumed), hub.requests
+    assert any(start >= 20 << 20 for start in resumed), hub.requests
     for line in done.stdout.split():
         name = Path(line).name
         served = next(p for p in hub.files.values() if p.name == name)

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ _ORGANISATION = "ibm-esa-geospatial"
 _PACKAGED = "tmtool"
 """Stands for a repository where the file comes with the package."""
 _SUFFIXES = (".pt", ".safetensors")
+_ATTEMPTS = 3
 _CORE_MB = {"base": 1331, "large": 3538, "small": 410, "tiny": 165}
 _TOKENIZER_MB = {"S2L2A": 1157, "S1GRD": 1146, "S1RTC": 1146, "DEM": 1145, "LULC": 736, "NDVI": 1145}
 _SIZE_OF_WIDTH = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
@@ -124,7 +125,7 @@ def _fetch(file: WeightFile) -> Path | None:
 
     _log.info("fetching %s (about %d MB) from the hub", file, file.megabytes)
     try:
-        return Path(hf_hub_download(file.repo, file.filename))
+        return Path(_persistently(lambda: hf_hub_download(file.repo, file.filename)))
     except LocalEntryNotFoundError as error:  # no network, HF_HUB_OFFLINE is set, or an answer that was not understood
         if isinstance(error.__cause__, HfHubHTTPError):
             raise WeightsError(f"{file}: the hub answered with an error ({_first_line(error.__cause__)}).") from error
@@ -145,6 +146,20 @@ def _fetch(file: WeightFile) -> Path | None:
         raise WeightsError(
             f"{file}: the download broke off ({_first_line(error)}). Run the same command again; files that are complete are kept."
         ) from error
+
+
+def _persistently(download: Callable[[], str]) -> str:
+    """Call `download` again where a connection breaks, which older versions of huggingface_hub leave to the caller."""
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return download()
+        except (EntryNotFoundError, HfHubHTTPError):  # an answer, not a broken connection
+            raise
+        except Exception as error:  # of whichever HTTP library it uses
+            _log.info("connection lost (%s), going on", _first_line(error))
+    return download()
 
 
 def _missing_message(missing: Sequence[WeightFile], folder: str | None, offline: bool) -> str:
