@@ -59,7 +59,9 @@ class Recipe:
         ("S1RTC", 1000),
         ("S2L2A", 1000),
     )
+    optical_steps: int = 900
     core_steps: int = 1100
+    fit_steps: int = 180
     tune_steps: int = 100
 
     def scaled(self, scale: float) -> Recipe:
@@ -68,7 +70,9 @@ class Recipe:
         return Recipe(
             max(6, int(self.scenes * min(scale, 1.0))),
             steps,
+            max(20, int(self.optical_steps * scale)),
             max(20, int(self.core_steps * scale)),
+            max(20, int(self.fit_steps * scale)),
             max(5, int(self.tune_steps * scale)),
         )
 
@@ -297,7 +301,22 @@ def class_weights() -> Tensor:
     return weights / weights[1:].mean()
 
 
-def diffusion_loss(tokenizer: Any, quant: Tensor, target: Tensor, optical: bool) -> Tensor:
+# The short-wave infrared says what the other bands do not, and is only two of twelve.
+BAND_WEIGHTS = torch.tensor([0.8] * 10 + [2.0] * 2)[:, None, None]
+
+
+def picture_loss(guess: Tensor, target: Tensor, robust: bool = False) -> Tensor:
+    """Return the squared error of pictures (B, C, H, W), for S2L2A by band; ``robust`` gives it linear tails.
+
+    Clouds and snow lie many deviations out; at first the squared error would see little else.
+    """
+    if robust:
+        return F.smooth_l1_loss(guess, target, beta=0.5)
+    square = (guess - target).square()
+    return (square * BAND_WEIGHTS).mean() if target.shape[1] == len(BAND_WEIGHTS) else square.mean()
+
+
+def diffusion_loss(tokenizer: Any, quant: Tensor, target: Tensor, robust: bool) -> Tensor:
     """Return the loss of one denoising step towards ``target`` (B, C, H, W): half the batch from pure noise."""
     count = len(target)
     steps = torch.randint(0, TIMESTEPS, (count,))
@@ -306,8 +325,7 @@ def diffusion_loss(tokenizer: Any, quant: Tensor, target: Tensor, optical: bool)
     noised = kept.sqrt() * target + (1.0 - kept).sqrt() * torch.randn_like(target)
     with bf16():
         guess = tokenizer.decoder(noised, steps, quant)
-    # Clouds and snow lie many deviations out; the squared error would see little else.
-    return F.smooth_l1_loss(guess.float(), target, beta=0.5) if optical else F.mse_loss(guess.float(), target)
+    return picture_loss(guess.float(), target, robust)
 
 
 def encoder_view(modality: str, crops: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -327,11 +345,14 @@ def tokenizer_sources(modality: str) -> list[str]:
     return [modality, f"{modality}_truth"] if modality in LOOKS else [modality]
 
 
-def train_tokenizer(modality: str, steps: int, scenes: Scenes) -> tuple[Any, list[dict[str, float]]]:
-    """Train one tokenizer; returns it with its log."""
-    tokenizer: Any = demo.build_tokenizer(modality)
-    sources = tokenizer_sources(modality)
-    spread_codes(tokenizer, encoder_view(modality, scenes.crops(24, 192, sources))[0])
+def train_tokenizer(
+    modality: str, steps: int, scenes: Scenes, tokenizer: Any = None
+) -> tuple[Any, list[dict[str, float]]]:
+    """Train one tokenizer, or go on with the given one; returns it with its log."""
+    sources, again = tokenizer_sources(modality), tokenizer is not None
+    tokenizer = (tokenizer if again else demo.build_tokenizer(modality)).train()
+    if not again:
+        spread_codes(tokenizer, encoder_view(modality, scenes.crops(24, 192, sources))[0])
     trainer, log, weights = Trainer([tokenizer], steps, 2.5e-3, warm_up=0.1), Log(modality, steps), class_weights()
     for step in range(steps):
         count, size = ((14, 128), (6, 192), (4, 256))[step % 3]
@@ -344,9 +365,9 @@ def train_tokenizer(modality: str, steps: int, scenes: Scenes) -> tuple[Any, lis
                 logits = tokenizer.decode_quant(quant)
             loss = F.cross_entropy(logits.float(), target, weights)
         else:
-            loss = diffusion_loss(tokenizer, quant, target, modality == "S2L2A")
+            loss = diffusion_loss(tokenizer, quant, target, modality == "S2L2A" and not again)
         even = unevenness(z)
-        trainer.step(loss + (0.5 if step < steps // 3 else 0.1) * even)
+        trainer.step(loss + (0.5 if step < steps // 3 and not again else 0.1) * even)
         log.add(step, loss=loss.detach(), unevenness=even.detach())
     trainer.keep_mean()
     return tokenizer, log.rows
@@ -646,6 +667,32 @@ def train_core(steps: int, tokenizers: dict[str, Any], scenes: Scenes) -> tuple[
     return core, log.rows
 
 
+def fit_optical(
+    steps: int, core: Core, tokenizers: dict[str, Any], scenes: Scenes
+) -> tuple[Core, list[dict[str, float]]]:
+    """Fit the core's tables of S2L2A's digits to its tokenizer, all else held: as output of radar, then as input."""
+    core.requires_grad_(False)
+    for tables in (core.seen_digits, core.told_digits):
+        tables["S2L2A"].requires_grad_(True)
+    trainer, log = Trainer([core], steps, 5e-3, 0.98), Log("core for S2L2A", steps)
+    levels, code, targets = core.levels, core.position(16), ("S2L2A", "LULC", "NDVI")
+    for step in range(steps):
+        inputs = (("S1GRD",), ("S1RTC",), ("S1GRD", "DEM"))[step % 3]
+        crops = scenes.crops(6, 256, [*inputs, *targets])
+        z = tokenise_all({m: tokenizers[m] for m in targets}, crops)
+        chances = {m: soft_targets(z[m], levels[m]) for m in targets}
+        with bf16():
+            seen = [core.see_pixels(m, standardise(m, crops[m])) for m in inputs]
+            optical = core.predict(seen, ["S2L2A"], code)
+            digits = picked_digits(optical["S2L2A"], levels["S2L2A"], step % 2 == 0)
+            logits = optical | core.predict([*seen, core.see_tokens("S2L2A", digits, code)], targets[1:], code)
+        losses = {m: digit_loss(logits[m], chances[m], levels[m]) for m in targets}
+        trainer.step(torch.stack(list(losses.values())).sum())
+        log.add(step, **{name: loss.detach() for name, loss in losses.items()})
+    trainer.keep_mean()
+    return core, log.rows
+
+
 # ------------------------------------------------------------------------------------------------------------- tuning
 
 
@@ -662,7 +709,7 @@ def guessed_codes(modality: str, core: Core, tokenizer: Any, crops: dict[str, Te
     return (digits / (torch.tensor(levels) - 1)).transpose(1, 2).reshape(len(digits), -1, side, side)
 
 
-def refining_loss(tokenizer: Any, quant: Tensor, target: Tensor, optical: bool) -> Tensor:
+def refining_loss(tokenizer: Any, quant: Tensor, target: Tensor) -> Tensor:
     """Return the loss of denoising from the decoder's own first estimate, half the batch from pure noise.
 
     Denoising from the noised truth, as before, teaches the later steps to add detail that is likely but not there;
@@ -679,7 +726,7 @@ def refining_loss(tokenizer: Any, quant: Tensor, target: Tensor, optical: bool) 
             first = tokenizer.decoder(noise[late], torch.full_like(steps[late], TIMESTEPS - 1), quant[late]).float()
         estimate = torch.cat([torch.zeros_like(target[: count // 2]), first])
         guess = tokenizer.decoder(kept.sqrt() * estimate + (1.0 - kept).sqrt() * noise, steps, quant)
-    return F.smooth_l1_loss(guess.float(), target, beta=0.5) if optical else F.mse_loss(guess.float(), target)
+    return picture_loss(guess.float(), target)
 
 
 def tune_decoder(
@@ -700,7 +747,7 @@ def tune_decoder(
             loss = F.cross_entropy(guess.float(), target, weights)
         else:
             order = torch.randperm(len(quant))
-            loss = refining_loss(tokenizer, quant[order], target[order], modality == "S2L2A")
+            loss = refining_loss(tokenizer, quant[order], target[order])
         trainer.step(loss)
         log.add(step, loss=loss.detach())
     trainer.keep_mean()
@@ -761,8 +808,19 @@ def train(recipe: Recipe, folder: Path) -> dict[str, Any]:
         )
     scenes = _fresh(folder, recipe, 10)
     core, report["core"] = scratch.stage("core", Core(), lambda: train_core(recipe.core_steps, tokenizers, scenes))
+    # What only radar asks for is refined once the core is done with the rest.
+    scenes = _fresh(folder, recipe, 9)
+    tokenizers["S2L2A"], report["S2L2A again"] = scratch.stage(
+        "again_S2L2A",
+        tokenizers["S2L2A"],
+        lambda: train_tokenizer("S2L2A", recipe.optical_steps, scenes, tokenizers["S2L2A"]),
+    )
+    scenes = _fresh(folder, recipe, 11)
+    core, report["core for S2L2A"] = scratch.stage(
+        "core_S2L2A", core, lambda: fit_optical(recipe.fit_steps, core, tokenizers, scenes)
+    )
     for index, modality in enumerate(("LULC", "S1GRD", "NDVI", "S1RTC", "S2L2A")):
-        steps = recipe.tune_steps * (2 if modality == "LULC" else 1)
+        steps = recipe.tune_steps * {"LULC": 2, "S2L2A": 3}.get(modality, 1)
         scenes = _fresh(folder, recipe, 20 + index)
         tokenizers[modality], report[f"tune {modality}"] = scratch.stage(
             f"tuned_{modality}",
@@ -814,15 +872,17 @@ This file is written by `python samples/train_demo.py --scratch FOLDER`.
 
 - Tokenizers (TerraTorch's DiVAE; VQVAE for LULC): a ViT encoder of width 96 and depth 1 without position code, the real
   codebooks (8-8-8-6-5, for LULC 7-5-5-5-5), a U-Net of 32 channels as decoder that estimates the picture itself (half
-  of each batch from pure noise; squared error, for S2L2A with linear tails), for LULC a convolutional decoder with
-  cross-entropy. Latents start on the main axes of the encoder's features; a small term asks that each digit use its
-  range evenly. Radar tokenizers give back the truth without speckle, from speckled pictures too.
+  of each batch from pure noise; squared error, for S2L2A first with linear tails, then with more weight on B11 and
+  B12, once the core is done), for LULC a convolutional decoder with cross-entropy. Latents start on the main axes of
+  the encoder's features; a small term asks that each digit use its range evenly. Radar tokenizers give back the truth
+  without speckle, from speckled pictures too.
 - Core: width {width}, 3 encoder and 2 decoder blocks, 4 heads. Token tables are sums of one row per digit, so that a
   token's chances are the product of its digits'; the tables are expanded on loading. Targets are shared between the two
   levels beside the unrounded latent. Embeddings of pixels start on their patches' main axes, scaled alike; the first
   heads of each block start out looking at their own position. Inputs are drawn from ten mixes (S2L2A alone in 57 % of
   the steps), and in 30 % of the steps outputs are chained: mostly the core's own guesses, sometimes only part of their
   cells.
+- After that the core's token tables of S2L2A are fitted to its tokenizer's second training, all else held.
 - At the end the decoders are fitted to the core's likeliest tokens from S2L2A (a third of the batch true ones; S2L2A
   itself true ones only) and to their own first estimates in place of the noised truth, their encoders held. Logits are
   multiplied by {sharpen} on export, so that tokens drawn at
@@ -875,7 +935,7 @@ per digit).
 - Radar comes out without speckle, towards the mean of what the optical picture leaves open (wind on water, soil
   moisture, roughness).
 - DEM is an input only. Standardised by 951 m, a scene's relief is a few hundredths: its tokens hold no relief.
-- Classes rare in the scenes (built area, snow/ice, flooded vegetation) are the weakest; see the IoU by class.
+- The weakest classes are those of small patches, flooded vegetation and trees; see the IoU by class.
 - The core was trained at 224 and 256 px; other tile sizes stretch its position code.
 """
 

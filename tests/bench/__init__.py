@@ -2,6 +2,7 @@
 
     python -m tests.bench.memory      peak memory of the whole pipeline, however large the scene
     python -m tests.bench.overhead    share of the wall time that is not the model's own
+    python -m tests.bench.load        loading TerraMind at full size: seconds and peak memory
     python -m tests.bench.generate    TerraMind itself: seconds a tile, or a small scene
 
 Run them from the repository's root. Each prints one table of medians and their ratios; nothing asserts anything about

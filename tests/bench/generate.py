@@ -1,7 +1,7 @@
 """TerraMind itself: tmtool's adapter beside TerraTorch as its notebook runs it, S2L2A to S1GRD and LULC, 10 timesteps.
 
-Weights are random in both, so the values mean nothing; what random weights change of the time is the share of the codes
-that top-p leaves to draw from, which is larger than with real weights.
+Weights are random in both, so the values mean nothing. In tmtool's disfavour: a token costs it time for each code that
+top-p leaves to draw from, and random weights leave thousands.
 """
 
 import argparse
