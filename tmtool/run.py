@@ -28,7 +28,9 @@ from tmtool.source import Reader, Source, set_block_cache
 from tmtool.stitch import Stitcher
 
 _log = logging.getLogger("tmtool")
-_READ_THREADS = 2
+_READ_THREADS = (
+    1  # each thread has a GDAL handle and block cache of its own: two would decode every block twice or more
+)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +19,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from tmtool.grid import FloatArray, TileBatch
     from tmtool.models import ModelSpec
     from tmtool.run import Runner
@@ -95,8 +96,22 @@ def available_bytes() -> float:
 
 def in_own_process(function: Callable[..., T], *args: Any) -> T:
     """Call a module's function in a fresh process, which has imported nothing but that module."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, function, args))  # a pool's would outlive a killed benchmark
+    process.start()
+    sender.close()
+    try:
+        found: T = receiver.recv()
+    except EOFError:
+        process.join()
+        raise SystemExit(f"{function.__name__} ended with status {process.exitcode} and no result") from None
+    process.join()
+    return found
+
+
+def _send(sender: "Connection", function: Callable[..., Any], args: Sequence[Any]) -> None:
+    sender.send(function(*args))
 
 
 class PassThrough:
