@@ -61,8 +61,8 @@ class Runner:
 
     def run(self, prepared: Prepared) -> SceneResult:
         """Run one scene to its products. On any error nothing is left of them. Raises `TmtoolError`."""
+        self._compute = self._compute or resolve(self.job.device, self.job.precision)  # imports torch, once a process
         start = time.monotonic()
-        self._compute = self._compute or resolve(self.job.device, self.job.precision)
         spec = self._spec(tuple(prepared.sources), self._compute)
         plan = prepared.plan
         batch = min(self.job.batch_size or batch_size(self._compute.device), len(plan))
