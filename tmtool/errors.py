@@ -4,7 +4,6 @@ Every message says which file it is about, what was expected, what was found and
 `TmtoolError` once; anything else that escapes is a bug and keeps its traceback.
 """
 
-EXIT_DONE = 0
 EXIT_SOME_FAILED = 1
 EXIT_NOTHING_TO_DO = 2
 EXIT_INTERRUPTED = 130

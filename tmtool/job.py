@@ -49,7 +49,7 @@ class Job:
         entry = models.find(self.model)
         for output in self.outputs:
             if output not in entry.outputs:
-                why = " (what it learned of elevation was not good enough to be offered)" * (output == "DEM")
+                why = f" ({entry.absent[output]})" if output in entry.absent else ""
                 raise UsageError(
                     f"--model {self.model} cannot make {output}{why}; it makes {', '.join(entry.outputs)}."
                 )

@@ -91,6 +91,8 @@ class ModelEntry:
     """Arithmetic of decoding a 256 px tile of classes, in 10**12 operations."""
     notice: str = ""
     """What a user has to be told on every run, and what provenance says."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Why an output that other models make is not offered."""
     licence: str = "Apache-2.0"
     inputs: tuple[str, ...] = INPUTS
     outputs: tuple[str, ...] = OUTPUTS
@@ -131,6 +133,7 @@ _DEMO = ModelEntry(
     classes_tflop=0.0004,
     inputs=("S2L2A", "S1GRD", "S1RTC", "DEM"),
     outputs=("S2L2A", "S1GRD", "S1RTC", "LULC", "NDVI"),
+    absent={"DEM": "what it learned of elevation was not good enough to be offered"},
     notice="DEMONSTRATION MODEL: trained on synthetic scenes only, these are not TerraMind's weights and map nothing real.",
 )
 

@@ -4,7 +4,6 @@ terratorch's classes hold the architecture; the loop around them (tokens, chaini
 terratorch's draws from global generators and decodes in one step only.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +23,6 @@ from tmtool.models import ModelSpec, Sampling, TileModel
 from tmtool.models.sampling import ddim, draw_tokens, linear_schedule
 from tmtool.models.weights import WeightFile, load_strictly, read_state
 
-_log = logging.getLogger("tmtool.model")
 CORE = "core"
 _SPARE_CORE = ("encoder_embeddings.", "decoder_embeddings.")
 _SPARE_TOKENIZER = ("encoder.", "quant_proj.", "decoder.", "post_quant_proj.")
