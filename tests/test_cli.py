@@ -70,7 +70,8 @@ LAYERS = [
     {"job"},
     {"tasks"},
     {"source", "plan", "batches", "models", "stitch", "products", "progress"},
-    {"cog", "device", "noise"},
+    {"cog", "zarr", "geoparquet", "device", "noise"},
+    {"writer"},
     {"modality", "grid", "errors"},
 ]
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from tmtool import models
 from tmtool.batches import Feed, load
-from tmtool.cog import disk_bytes
 from tmtool.errors import InputError, OutputError, UsageError
 from tmtool.grid import Grid, Tile
 from tmtool.modality import Modality
@@ -20,6 +19,7 @@ from tmtool.plan import TilePlan, Tiling
 from tmtool.products import Product
 from tmtool.source import Reader, Source, inspect
 from tmtool.tasks import TASKS
+from tmtool.writer import disk_bytes
 
 STRIPS_AHEAD = 4
 """Finished strips of rows that may wait for the writer."""
@@ -106,7 +106,7 @@ class Prepared:
 
 def target(scene: Scene, product: Product) -> Path:
     """Return the final path of a product."""
-    return scene.folder / f"{scene.stem}_{product.suffix}.tif"
+    return scene.folder / f"{scene.stem}_{product.suffix}{product.format.ending}"
 
 
 def prepare(job: Job, scene: Scene, *, writes: bool = True) -> Prepared:

@@ -7,21 +7,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmtool.cog import Layout, Statistics
+from tmtool.cog import COG
 from tmtool.errors import ProductError
 from tmtool.grid import OutputSpec, Strip
 from tmtool.modality import Modality
+from tmtool.writer import Format, Layout, Statistics
 
 
 @dataclass(frozen=True)
 class Product:
-    """One file: named `{stem}_{suffix}.tif`, stitched as `spec` says, turned into bands by `finish`, laid out as `layout`."""
+    """One file, named `{stem}_{suffix}` and its format's ending.
+
+    Stitched as `spec` says, turned into bands by `finish`, laid out as `layout`, written as `format`.
+    """
 
     suffix: str
     modality: str
     spec: OutputSpec
     layout: Layout
     finish: Callable[[Strip], NDArray[Any]]
+    format: Format = COG
 
 
 def generated(modality: Modality, suffix: str | None = None) -> Product:

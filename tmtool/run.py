@@ -15,7 +15,6 @@ from typing import Any
 
 from tmtool import __version__, models
 from tmtool.batches import Feed, TileInput, collate, load, read_ahead
-from tmtool.cog import CogWriter, provenance_tags
 from tmtool.device import Compute, batch_size, resolve
 from tmtool.grid import BoolArray, FloatArray, OutputSpec, Strip, Tile, TileBatch, Window
 from tmtool.job import STRIPS_AHEAD, Job, Prepared, target
@@ -26,6 +25,7 @@ from tmtool.products import Product, check_statistics
 from tmtool.progress import Reporter, SilentReporter
 from tmtool.source import Reader, Source, set_block_cache
 from tmtool.stitch import Stitcher
+from tmtool.writer import Writer, provenance_tags
 
 _log = logging.getLogger("tmtool")
 _READ_THREADS = (
@@ -266,10 +266,12 @@ def _write(
     """Write all products on a thread of their own; give them their names when every one is complete and valid."""
     warnings: list[str] = []
     with ExitStack() as stack:
-        writers: dict[str, CogWriter] = {}
+        writers: dict[str, Writer] = {}
         for product in prepared.products:
             grid = prepared.grid.coarser(product.spec.scale)
-            writers[product.spec.name] = writer = CogWriter(target(prepared.scene, product), grid, product.layout)
+            writers[product.spec.name] = writer = Writer(
+                target(prepared.scene, product), grid, product.layout, product.format
+            )
             stack.callback(writer.discard)
         products = {p.spec.name: p for p in prepared.products}
 

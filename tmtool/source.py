@@ -17,10 +17,10 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterioWindow
 
-from tmtool.cog import PROVENANCE_TAG
 from tmtool.errors import InputError, ReadError
 from tmtool.grid import BoolArray, FloatArray, Grid, Window
 from tmtool.modality import MODALITIES, S2_NAMES, Modality
+from tmtool.writer import PROVENANCE_TAG
 
 _EXPECTED_PIXEL_M = (8.0, 12.0)
 

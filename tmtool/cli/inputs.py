@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tmtool.cog import WORK_PREFIX
 from tmtool.errors import InputError, UsageError
 from tmtool.job import Scene
+from tmtool.writer import WORK_PREFIX
 
 _RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 
