@@ -67,9 +67,9 @@ def test_log_file(tmtool: Any, tmp_path: Path, make_raster: Any, identity: str) 
 LAYERS = [
     {"cli"},
     {"run"},
-    {"job"},
+    {"job", "engine"},
     {"tasks"},
-    {"source", "plan", "batches", "models", "stitch", "products", "progress"},
+    {"source", "plan", "batches", "models", "stitch", "products", "metrics", "progress"},
     {"cog", "zarr", "geoparquet", "device", "noise"},
     {"writer"},
     {"modality", "grid", "errors"},

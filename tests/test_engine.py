@@ -9,10 +9,10 @@ from terratorch.tasks.tiled_inference import get_blend_mask
 
 from tests.simple_models import BlockMean, Constant, Coordinates, Identity, Noisy
 from tmtool.batches import Feed, TileInput, collate, load, read_ahead
+from tmtool.engine import Engine
 from tmtool.errors import UsageError
 from tmtool.grid import OutputSpec, Tile, Window, reflect
 from tmtool.plan import TilePlan, Tiling, blend_window
-from tmtool.run import Engine
 from tmtool.stitch import Stitcher
 
 SIZES = [

@@ -13,13 +13,13 @@ from terratorch.tasks.tiled_inference import get_input_chips, tiled_inference
 from tests import narrow
 from tmtool import models, noise
 from tmtool.batches import Feed
+from tmtool.engine import Engine
 from tmtool.grid import OutputSpec, TileBatch
 from tmtool.modality import MODALITIES, OUTPUTS
 from tmtool.models import ModelSpec, Sampling
-from tmtool.models.terramind import TerraMindGenerator
+from tmtool.models.generator import Generator
 from tmtool.models.weights import core_file, tokenizer_file
 from tmtool.plan import TilePlan, Tiling
-from tmtool.run import Engine
 
 GREEDY = Sampling(temperature=0, timesteps=4, clip_sigma=1)
 SEED = 3
@@ -33,7 +33,7 @@ def spec_of(folder: Path, inputs: list[str], outputs: list[str], **kwargs: Any) 
     )
 
 
-def adapter(spec: ModelSpec) -> TerraMindGenerator:
+def adapter(spec: ModelSpec) -> Generator:
     return models.build(spec)  # type: ignore[return-value]
 
 
@@ -199,7 +199,8 @@ def test_blocks_and_runs_give_the_same_bits(narrow_terramind: Path) -> None:
 
 def test_overlapping_tiles_draw_the_same_tokens_where_the_model_agrees() -> None:
     """With the same logits in every cell, a cell's token depends on its place alone."""
-    from tmtool.models.terramind import CellGrid, _draw
+    from tmtool.models.generator import _draw
+    from tmtool.models.inputs import CellGrid
 
     logits = torch.randn(1, 256, 500, generator=torch.Generator().manual_seed(0))
     logits = logits[:, :1].expand(1, 256, 500)

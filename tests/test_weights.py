@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tmtool.errors import WeightsError
-from tmtool.models.weights import core_file, digest, load_strictly, locate, read_state, tokenizer_file, tokenizer_files
+from tmtool.models import Embedding, ModelSpec, find
+from tmtool.models.weights import core_file, digest, load_strictly, locate, read_state, tokenizer_file
 
 FILES = (core_file("base"), tokenizer_file("LULC"))
 
@@ -37,8 +38,20 @@ def touch(path: Path) -> Path:
 
 
 def test_a_job_needs_only_its_own_tokenizers() -> None:
-    assert tokenizer_files(["S2L2A"], ["S1GRD", "LULC"]) == (tokenizer_file("S1GRD"), tokenizer_file("LULC"))
-    assert tokenizer_files(["NDVI"], ["LULC"]) == (tokenizer_file("NDVI"), tokenizer_file("LULC"))
+    def files(task: str, inputs: tuple[str, ...], outputs: tuple[str, ...] = (), **kwargs: Any) -> set[str]:
+        spec = ModelSpec("tiny", task, inputs, outputs, **kwargs)
+        names = {file.filename for file in find("tiny").files(spec)}
+        return {name.removeprefix("TerraMind_").removesuffix(".pt") for name in names}
+
+    both = {"v1_tiny", "Tokenizer_S1GRD", "Tokenizer_LULC"}
+    assert files("generate", ("S2L2A",), ("S1GRD", "LULC")) == both
+    assert files("generate", ("NDVI",), ("LULC",)) == {"v1_tiny", "Tokenizer_NDVI", "Tokenizer_LULC"}
+    assert files("tokenize", ("S2L2A",)) == {"Tokenizer_S2L2A"}
+    assert files("reconstruct", ("LULC",), ("LULC",)) == {"Tokenizer_LULC"}
+    assert files("embed", ("S2L2A", "LULC")) == {"v1_tiny", "Tokenizer_LULC"}
+    assert files("embed", ("S2L2A",), ("LULC",)) == {"v1_tiny"}  # imagined modalities stay tokens
+    assert files("embed", ("DEM",), embedding=Embedding(coords=True)) == {"v1_tiny", "config.json"}
+    assert files("embed", ("DEM",), checkpoint=Path("tuned.ckpt")) == set()
 
 
 @pytest.mark.parametrize(

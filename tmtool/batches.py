@@ -8,22 +8,29 @@ from typing import Any
 
 import numpy as np
 
-from tmtool.grid import BoolArray, FloatArray, Tile, TileBatch, Window, reflect
+from tmtool.grid import BoolArray, FloatArray, Strip, Tile, TileBatch, Window, reflect
 
 Read = Callable[[Window], tuple[FloatArray, BoolArray]]
 
 
 @dataclass(frozen=True)
 class Feed:
-    """One modality's input: how to read it, and what fills its holes (`fill`, one value a band, the pretraining mean)."""
+    """One modality's input: how to read it, and what fills its holes (`fill`, one value a band, the pretraining mean).
+
+    Windows are in px of `scale` source px: 16 for tokens. A feed that is `computed` is read on the caller's thread.
+    """
 
     read: Read
     fill: tuple[float, ...]
+    scale: int = 1
+    computed: bool = False
 
 
 @dataclass(frozen=True)
 class TileInput:
-    """One tile ready for the model: `pixels[modality]` `(C, S, S)` float32, `valid` `(S, S)`, False beyond the raster.
+    """One tile ready for the model: `pixels[modality]` `(C, S/scale, S/scale)` float32, `valid` `(S, S)` in source px.
+
+    `valid` is False beyond the raster.
 
     `pixels` is empty where the part of the tile that is kept holds no valid pixel: nothing of it would be seen.
     """
@@ -35,19 +42,28 @@ class TileInput:
 
 def load(tile: Tile, feeds: Mapping[str, Feed], shape: tuple[int, int], delta: int) -> TileInput:
     """Read one tile of a raster of `shape` from every feed; a pixel is valid where it is in all of them."""
-    rows, cols = (reflect(start, start + tile.size, n) for start, n in zip((tile.row, tile.col), shape, strict=True))
-    window = Window(int(rows.min()), int(cols.min()), int(np.ptp(rows)) + 1, int(np.ptp(cols)) + 1)
-    at: tuple[Any, ...] = np.ix_(rows - window.row, cols - window.col)
     inside = np.outer(*(_inside(start, tile.size, n) for start, n in zip((tile.row, tile.col), shape, strict=True)))
     pixels = {}
     for modality, feed in feeds.items():
-        values, valid = feed.read(window)
-        if not valid.all():
-            values = np.where(valid, values, np.asarray(feed.fill, np.float32)[:, None, None])
-        pixels[modality] = values[(slice(None), *at)]
-        inside = inside & valid[at]
+        values, valid = _read_reflected(tile, feed, shape)
+        pixels[modality] = values
+        inside = inside & valid
     kept = inside[delta : tile.size - delta, delta : tile.size - delta]
     return TileInput(tile, pixels if kept.any() else {}, inside)
+
+
+def _read_reflected(tile: Tile, feed: Feed, shape: tuple[int, int]) -> tuple[FloatArray, BoolArray]:
+    """Return a tile of one feed, reflected beyond the raster, with its holes filled; and its validity in source px."""
+    s = feed.scale
+    origin, side = (tile.row // s, tile.col // s), tile.size // s
+    rows, cols = (reflect(start, start + side, -(-n // s)) for start, n in zip(origin, shape, strict=True))
+    window = Window(int(rows.min()), int(cols.min()), int(np.ptp(rows)) + 1, int(np.ptp(cols)) + 1)
+    at: tuple[Any, ...] = np.ix_(rows - window.row, cols - window.col)
+    values, valid = feed.read(window)
+    if not valid.all():
+        values = np.where(valid, values, np.asarray(feed.fill, np.float32)[:, None, None])
+    here = valid[at]
+    return values[(slice(None), *at)], here if s == 1 else here.repeat(s, axis=0).repeat(s, axis=1)
 
 
 def _inside(start: int, size: int, length: int) -> BoolArray:
@@ -58,10 +74,13 @@ def _inside(start: int, size: int, length: int) -> BoolArray:
 def read_ahead(
     load_tile: Callable[[Tile], TileInput], tiles: Iterable[Tile], depth: int, threads: int = 1
 ) -> Iterator[TileInput]:
-    """Yield the loaded tiles in order while `threads` read at most `depth` of them ahead.
+    """Yield the loaded tiles in order while `threads` read at most `depth` of them ahead; with none, load in turn.
 
     An exception in a thread is raised here, in its tile's turn; leaving the loop early waits for the reads under way.
     """
+    if not threads:
+        yield from map(load_tile, tiles)
+        return
     pending: deque[Future[TileInput]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
         try:
@@ -76,11 +95,48 @@ def read_ahead(
                 future.cancel()
 
 
-def collate(tiles: Sequence[TileInput], batch_size: int) -> TileBatch:
-    """Stack tiles to a batch of exactly `batch_size`, the last tile repeated: the same shape gives the same bits."""
+class RollingRows:
+    """The last rows of something that is computed from the top, to be read like a raster whose rows do not go back far.
+
+    `start(row)` begins the computation at a row and yields finished strips; `keep` is the number of rows that a window
+    may begin above the one before.
+    """
+
+    def __init__(self, start: Callable[[int], Iterator[Strip]], keep: int) -> None:
+        self._start, self._keep = start, keep
+        self._strips: Iterator[Strip] | None = None
+        self._held: deque[Strip] = deque()
+
+    def read(self, window: Window) -> tuple[FloatArray, BoolArray]:
+        """Return values `(C, h, w)` and validity `(h, w)` of a window; compute what is missing of it."""
+        if self._strips is None:
+            self._strips = self._start(window.row)
+        stop = window.row + window.height
+        while not self._held or _end(self._held[-1]) < stop:
+            self._held.append(next(self._strips))
+        while _end(self._held[0]) <= window.row - self._keep:
+            self._held.popleft()
+        rows = slice(window.row - self._held[0].row, stop - self._held[0].row)
+        cols = slice(window.col, window.col + window.width)
+        values = np.concatenate([s.values for s in self._held], axis=1)[:, rows, cols]
+        return values.astype(np.float32), np.concatenate([s.valid for s in self._held])[rows, cols]
+
+
+def _end(strip: Strip) -> int:
+    return strip.row + len(strip.valid)
+
+
+def collate(
+    tiles: Sequence[TileInput], batch_size: int, lonlat: Callable[[Tile], tuple[float, float]] | None = None
+) -> TileBatch:
+    """Stack tiles to a batch of exactly `batch_size`, the last tile repeated: the same shape gives the same bits.
+
+    `lonlat` gives the centre of a tile, where the model wants it.
+    """
     padded = [*tiles, *[tiles[-1]] * (batch_size - len(tiles))]
     return TileBatch(
         pixels={m: np.stack([t.pixels[m] for t in padded]) for m in tiles[0].pixels},
         rows=np.array([t.tile.row for t in padded], np.int64),
         cols=np.array([t.tile.col for t in padded], np.int64),
+        lonlat=None if lonlat is None else np.array([lonlat(t.tile) for t in padded], np.float64),
     )

@@ -29,9 +29,18 @@ class Grid:
     def coarser(self, scale: int) -> "Grid":
         """Return the grid whose cells are `scale` x `scale` px of this one, from the same corner, the last ones cut."""
         height, width = self.shape
-        shape = (-(-height // scale), -(-width // scale))
+        return self.cells((scale, scale), (-(-height // scale), -(-width // scale)))
+
+    def cells(self, size: tuple[int, int], shape: tuple[int, int]) -> "Grid":
+        """Return the grid of `shape` whose cells are `size` (height, width) px of this one, from the same corner."""
         a, b, c, d, e, f = self.transform[:6]
-        return Grid(self.crs, Affine(a * scale, b * scale, c, d * scale, e * scale, f), shape)
+        height, width = size
+        return Grid(self.crs, Affine(a * width, b * height, c, d * width, e * height, f), shape)
+
+    def finer(self, scale: int, shape: tuple[int, int]) -> "Grid":
+        """Return the grid of `shape` that has this one as its `coarser(scale)`."""
+        a, b, c, d, e, f = self.transform[:6]
+        return Grid(self.crs, Affine(a / scale, b / scale, c, d / scale, e / scale, f), shape)
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ class OutputSpec:
     """How one model output is stitched: `blend` averages with weights, `own` takes the nearest tile's value.
 
     `scale` is source px per product px (16 on the patch grid), `channels` what the model gives for each of them.
+    `pool` "tile" takes the mean of each tile's kept part instead of stitching, "scene" the mean of all stitched cells.
     """
 
     name: str
@@ -71,6 +81,7 @@ class OutputSpec:
     scale: int = 1
     stitch: Literal["blend", "own"] = "blend"
     dtype: str = "float32"
+    pool: Literal["none", "tile", "scene"] = "none"
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,8 @@ class TileBatch:
     pixels: Mapping[str, FloatArray]
     rows: NDArray[np.int64]
     cols: NDArray[np.int64]
+    lonlat: NDArray[np.float64] | None = None
+    """Longitude and latitude of the tiles' centres, `(B, 2)` degrees, where the model asks for them."""
 
 
 @dataclass(frozen=True)

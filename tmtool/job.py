@@ -4,20 +4,21 @@ import contextlib
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from tmtool import models
 from tmtool.batches import Feed, load
+from tmtool.device import Compute
 from tmtool.errors import InputError, OutputError, UsageError
 from tmtool.grid import Grid, Tile
-from tmtool.modality import Modality
-from tmtool.models import Sampling
+from tmtool.modality import MODALITIES, OUTPUTS, Modality
+from tmtool.models import Embedding, ModelEntry, ModelSpec, Sampling
 from tmtool.plan import TilePlan, Tiling
-from tmtool.products import Product
-from tmtool.source import Reader, Source, inspect
+from tmtool.products import Product, Vectors
+from tmtool.source import Reader, Source, check_one_grid, inspect, token_source
 from tmtool.tasks import TASKS
 from tmtool.writer import disk_bytes
 
@@ -27,17 +28,24 @@ STRIPS_AHEAD = 4
 
 @dataclass(frozen=True)
 class Job:
-    """What to do with every scene of a run. `modality` is what inputs are taken for; None finds out."""
+    """What to do with every scene of a run.
+
+    `outputs` are the modalities to generate, or to imagine for `embed` (TiM); `bands` names the bands of inputs that are
+    not used whole; `checkpoint` is a fine-tuned backbone.
+    """
 
     task: str
-    outputs: tuple[str, ...]
+    outputs: tuple[str, ...] = ()
     model: str = "base"
     weights: str | None = None
     offline: bool = False
-    modality: Modality | None = None
+    bands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    checkpoint: Path | None = None
     s2_offset: float | None = None
     tiling: Tiling = field(default_factory=Tiling)
     sampling: Sampling = field(default_factory=Sampling)
+    embedding: Embedding = field(default_factory=Embedding)
+    vectors: Vectors = field(default_factory=Vectors)
     seed: int = 0
     batch_size: int | None = None
     device: str = "auto"
@@ -47,27 +55,82 @@ class Job:
     def check(self) -> list[str]:
         """Raise `UsageError` for options that cannot work together; return notes."""
         entry = models.find(self.model)
+        option = "--tim" if self.task == "embed" else "--out"
         for output in self.outputs:
             if output not in entry.outputs:
                 why = f" ({entry.absent[output]})" if output in entry.absent else ""
                 raise UsageError(
-                    f"--model {self.model} cannot make {output}{why}; it makes {', '.join(entry.outputs)}."
+                    f"{option}: --model {self.model} cannot make {output}{why}; it makes {', '.join(entry.outputs)}."
                 )
-        if len(set(self.outputs)) < len(self.outputs) or not self.outputs:
-            raise UsageError(f"--out names the same modality twice, or none: {','.join(self.outputs)}.")
+        if len(set(self.outputs)) < len(self.outputs) or (self.task == "generate" and not self.outputs):
+            raise UsageError(f"{option} names the same modality twice, or none: {','.join(self.outputs)}.")
+        if self.task == "embed":
+            self._check_embedding(entry)
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"--batch-size {self.batch_size} must be at least 1, or auto.")
         self.sampling.check()
         return self.tiling.check(on_patch_grid=TASKS[self.task].on_patch_grid)
 
+    def _check_embedding(self, entry: ModelEntry) -> None:
+        layers, merge = self.embedding.layers, self.embedding.merge
+        if bad := [n for n in layers if not -entry.depth <= n < entry.depth]:
+            raise UsageError(
+                f"--layer {bad[0]}: --model {self.model} has layers 0 to {entry.depth - 1} (-1 is the last)."
+            )
+        if not layers or len({n % entry.depth for n in layers}) < len(layers):
+            raise UsageError(f"--layer names the same layer twice, or none: {','.join(map(str, layers))}.")
+        if self.outputs and self.bands:
+            raise UsageError("--tim imagines from whole modalities: leave out --bands.")
+        if self.outputs and merge == "dict":
+            raise UsageError("--tim and --merge dict: the imagined modality would not show; use mean, max or concat.")
+        if self.embedding.coords and not entry.coords:
+            raise UsageError(f"--coords: --model {self.model} takes no coordinates.")
+        if self.checkpoint is not None:
+            if not self.checkpoint.is_file():
+                raise UsageError(f"--checkpoint {self.checkpoint}: no such file.")
+            if self.weights == models.RANDOM:
+                raise UsageError("--checkpoint and --weights random: choose one.")
+
+    def spec(self, inputs: tuple[str, ...], compute: Compute | None = None) -> ModelSpec:
+        """Return what the model of a scene with these inputs computes; where its weights lie is still open."""
+        return ModelSpec(
+            name=self.model,
+            task=self.task,
+            inputs=inputs,
+            outputs=inputs if self.task == "reconstruct" else self.outputs,
+            seed=self.seed,
+            sampling=self.sampling,
+            compute=compute or Compute(),
+            embedding=self.embedding,
+            bands={m: bands for m, bands in self.bands.items() if m in inputs},
+            checkpoint=self.checkpoint,
+        )
+
+    def encoding(self) -> "Job":
+        """Return the job that makes the tokens that this one decodes.
+
+        Its precision is float32 unless another is asked for: tokens are discrete, and rounding flips some of them.
+        """
+        return replace(
+            self, task="tokenize", outputs=(), precision="fp32" if self.precision == "auto" else self.precision
+        )
+
 
 @dataclass(frozen=True)
 class Scene:
-    """One raster to work on, and the folder that its products go to; `stem` begins their names."""
+    """What to work on, and the folder that its products go to; `stem` begins their names.
 
-    path: str
+    `inputs` are rasters on one grid, each with the modality that it is taken for; None finds out.
+    """
+
+    inputs: tuple[tuple[Modality | None, str], ...]
     stem: str
     folder: Path
+
+    @property
+    def path(self) -> str:
+        """The first raster."""
+        return self.inputs[0][1]
 
 
 @dataclass(frozen=True)
@@ -92,13 +155,13 @@ class Prepared:
     @property
     def disk_bytes(self) -> int:
         """Upper bound of the disk needed while the scene runs."""
-        return sum(disk_bytes(self.grid.coarser(p.spec.scale), [p.layout]) for p in self.products)
+        return sum(disk_bytes(self.plan.product_grid(self.grid, p.spec), [p.layout]) for p in self.products)
 
     @property
     def memory_bytes(self) -> int:
         """Estimate of the memory that streaming needs beside the model: block cache, read-ahead, rolling rows, strips."""
         cache = max(64 << 20, sum(s.cache_bytes(self.plan.size) for s in self.sources.values()))
-        tile = sum(len(s.bands) for s in self.sources.values()) * self.plan.size**2 * 4
+        tile = sum(len(s.bands) * (self.plan.size // s.scale) ** 2 * 4 for s in self.sources.values())
         rows = 2 * self.plan.size + STRIPS_AHEAD * self.plan.tiling.stride
         held = sum(4 * p.spec.channels * rows * self.grid.shape[1] // p.spec.scale**2 for p in self.products)
         return cache + 16 * tile + held
@@ -106,25 +169,47 @@ class Prepared:
 
 def target(scene: Scene, product: Product) -> Path:
     """Return the final path of a product."""
-    return scene.folder / f"{scene.stem}_{product.suffix}{product.format.ending}"
+    stem = scene.stem.removesuffix(f"_{product.modality}_tokens") if product.suffix.endswith("_rec") else scene.stem
+    return scene.folder / f"{stem}_{product.suffix}{product.format.ending}"
 
 
 def prepare(job: Job, scene: Scene, *, writes: bool = True) -> Prepared:
     """Check everything about a scene that can be known before a model is loaded. Raises `TmtoolError`."""
-    source = inspect(scene.path, job.modality, job.s2_offset)
-    name = source.modality.name
-    entry = models.find(job.model)
-    if name not in entry.inputs:
-        raise InputError(
-            f"{scene.path}: is {name}, which --model {job.model} does not take ({', '.join(entry.inputs)})."
-        )
-    if name in job.outputs and source.modality.raw_key is None:
-        raise InputError(f"{scene.path}: is {name}, and --out asks for {name} too; TerraMind cannot do both at once.")
-    products = TASKS[job.task].products(job.outputs)
-    prepared = Prepared(scene, {name: source}, TilePlan(source.grid.shape, job.tiling), products)
+    sources: dict[str, Source] = {}
+    for modality, path in scene.inputs:
+        source = (token_source(path) if TASKS[job.task].from_tokens else None) or inspect(path, modality, job.s2_offset)
+        if source.modality.name in sources:
+            raise InputError(f"{path}: is {source.modality.name}, as {sources[source.modality.name].path} is already.")
+        sources[source.modality.name] = source
+    for source in sources.values():
+        _check_taken(job, source)
+    check_one_grid(list(sources.values()))
+    products = TASKS[job.task].products(job.spec(tuple(sources)), job.vectors)
+    prepared = Prepared(scene, sources, TilePlan(next(iter(sources.values())).grid.shape, job.tiling), products)
+    if job.embedding.coords and prepared.grid.crs is None:
+        raise InputError(f"{scene.path}: has no CRS, so its coordinates are not known; leave out --coords.")
     if writes:
         _check_targets(prepared, job.overwrite)
     return prepared
+
+
+def _check_taken(job: Job, source: Source) -> None:
+    """Raise `InputError` if the job's model does not take what a raster is."""
+    name, entry = source.modality.name, models.find(job.model)
+    if TASKS[job.task].by_tokenizer and name not in entry.outputs:
+        why = f" in --model {job.model}" if name in OUTPUTS else ""
+        raise InputError(
+            f"{source.path}: is {name}, which has no tokenizer{why}; {job.task} takes {', '.join(entry.outputs)}."
+        )
+    if not TASKS[job.task].by_tokenizer and name not in entry.inputs:
+        raise InputError(
+            f"{source.path}: is {name}, which --model {job.model} does not take ({', '.join(entry.inputs)})."
+        )
+    if name in job.outputs and MODALITIES[name].raw_key is None:
+        option = "--tim" if job.task == "embed" else "--out"
+        raise InputError(
+            f"{source.path}: is {name}, and {option} asks for {name} too; TerraMind cannot do both at once."
+        )
 
 
 def _check_targets(prepared: Prepared, overwrite: bool) -> None:
@@ -164,7 +249,7 @@ def empty_share(prepared: Prepared, samples: int = 64) -> float:
     empty = 0
     with contextlib.ExitStack() as stack:
         readers = {m: stack.enter_context(Reader(s)) for m, s in prepared.sources.items()}
-        feeds = {m: Feed(reader.read, reader.source.modality.mean) for m, reader in readers.items()}
+        feeds = {m: Feed(r.read, r.source.modality.mean, r.source.scale) for m, r in readers.items()}
         for i in index.tolist():
             r, c = divmod(i, cols)
             tile = Tile(i, r, c, plan.origin(r), plan.origin(c), plan.size)

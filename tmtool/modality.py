@@ -4,7 +4,9 @@ Means and standard deviations are TerraMind v1's pretraining statistics (`v1_pre
 terratorch's `terramind_register`); a test holds them equal to that table.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from tmtool.errors import UsageError
 
@@ -24,6 +26,9 @@ S2_NAMES = {  # terratorch's band names, which stacked rasters often carry
     "SWIR_1": "B11",
     "SWIR_2": "B12",
 }
+
+_BAND_ALIASES = (("RED", "R"), ("GREEN", "G"), ("BLUE", "B"), ("DEM", "elevation"), ("ELEVATION", "elevation"))
+TOKEN_NODATA = 65_535
 
 LULC_CLASSES = (
     ("no data", "#000000"),
@@ -66,6 +71,41 @@ class Modality:
     def channels(self) -> int:
         """Channels of the model's output: one a band, or one a class."""
         return len(self.classes) or len(self.bands)
+
+    def subset(self, names: Sequence[str]) -> "Modality":
+        """Return the modality with these bands only, in this order; raises `UsageError` for one that it does not have.
+
+        Bands are known by tmtool's and by TerraTorch's names.
+        """
+        own = {band: i for i, band in enumerate(self.bands)}
+        own |= {other: own[band] for other, band in (*S2_NAMES.items(), *_BAND_ALIASES) if band in own}
+        index = [own.get(name.strip().upper()) for name in names]
+        if unknown := [name for name, i in zip(names, index, strict=True) if i is None]:
+            raise UsageError(f"{self.name} has no band {', '.join(unknown)}; it has {' '.join(self.bands)}.")
+        chosen = [i for i in index if i is not None]
+        if len(set(chosen)) < len(chosen) or not chosen or self.raw_key is None:
+            why = "is taken as tokens, whole" if self.raw_key is None else "needs each band once"
+            raise UsageError(f"--bands {self.name}={','.join(names)}: {self.name} {why}.")
+        bands, mean, std = (tuple(values[i] for i in chosen) for values in (self.bands, self.mean, self.std))
+        return replace(self, bands=bands, mean=mean, std=std)  # type: ignore[arg-type]
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Levels of each digit of the tokenizer's codebook."""
+        return tuple(int(level) for level in self.codebook.split("-")) if self.codebook else ()
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of codes of the tokenizer."""
+        return math.prod(self.levels)
+
+    @property
+    def middle_token(self) -> int:
+        """The code in the middle of the codebook, which stands in for cells without data."""
+        token, base = 0, 1
+        for level in self.levels:
+            token, base = token + level // 2 * base, base * level
+        return token
 
     @property
     def is_optical(self) -> bool:

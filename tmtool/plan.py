@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmtool.errors import UsageError
-from tmtool.grid import PATCH, OutputSpec, Placement, Tile, Window
+from tmtool.grid import PATCH, Grid, OutputSpec, Placement, Tile, Window
 
 
 @dataclass(frozen=True)
@@ -94,18 +94,46 @@ class TilePlan:
             for c in range(cols):
                 yield Tile(r * cols + c, r, c, self.origin(r), self.origin(c), self.size)
 
-    def kept(self, i: int, length: int, scale: int = 1) -> tuple[int, int]:
+    @property
+    def step(self) -> int:
+        """Distance between tiles, or the side of the only one, in px."""
+        return self.size if self.single else self.tiling.stride
+
+    def product_shape(self, spec: OutputSpec) -> tuple[int, int]:
+        """Height and width of a stitched output: px, cells of the patch grid, or tiles."""
+        if spec.pool == "tile":
+            return self.counts
+        height, width = (-(-n // spec.scale) for n in self.shape)
+        return (height, width)
+
+    def product_grid(self, grid: Grid, spec: OutputSpec) -> Grid:
+        """Return the grid of a product of a raster on `grid`.
+
+        A cell that stands for a tile begins where the tile's kept part does and is as large as the distance between
+        tiles; the cell of a whole scene is as large as the scene.
+        """
+        if spec.pool == "scene":
+            return grid.cells(self.shape, (1, 1))
+        side = self.step if spec.pool == "tile" else spec.scale
+        return grid.cells((side, side), self.product_shape(spec))
+
+    def product_rows(self, rows: range, spec: OutputSpec) -> range:
+        """Return the product rows that begin in these source rows."""
+        side, height = (self.step if spec.pool == "tile" else spec.scale), self.product_shape(spec)[0]
+        return range(min(-(-rows.start // side), height), min(-(-rows.stop // side), height))
+
+    def kept(self, i: int, length: int, spec: OutputSpec) -> tuple[int, int]:
         """First and past-the-last product px that the i-th tile contributes to along an axis of `length` source px."""
-        start = (self.origin(i) + self.delta) // scale
-        stop = (self.origin(i) + self.size - self.delta) // scale
-        return start, min(stop, -(-length // scale))
+        if spec.pool == "tile":
+            return i, i + 1
+        start = (self.origin(i) + self.delta) // spec.scale
+        stop = (self.origin(i) + self.size - self.delta) // spec.scale
+        return start, min(stop, -(-length // spec.scale))
 
-    def tile_rows(self, row: int, stop: int, scale: int = 1) -> range:
-        """Return the tile rows that contribute to product rows `row..stop`."""
-        return self._touching(row, stop, self.shape[0], self.counts[0], scale)
-
-    def _touching(self, first: int, stop: int, length: int, count: int, scale: int) -> range:
-        hit = [i for i in range(count) if (k := self.kept(i, length, scale))[0] < stop and k[1] > first]
+    def tile_rows(self, rows: range, spec: OutputSpec) -> range:
+        """Return the tile rows that contribute to these product rows."""
+        length, count = self.shape[0], self.counts[0]
+        hit = [i for i in range(count) if (k := self.kept(i, length, spec))[0] < rows.stop and k[1] > rows.start]
         return range(hit[0], hit[-1] + 1) if hit else range(0)
 
     def place(self, tile: Tile, spec: OutputSpec) -> Placement:
@@ -114,9 +142,11 @@ class TilePlan:
         The shares of all tiles add up to one at every px; for `own` they are zero and one.
         """
         axes = tuple(zip((tile.tile_row, tile.tile_col), self.shape, self.counts, strict=True))
-        (r0, r1), (c0, c1) = (self.kept(i, length, spec.scale) for i, length, _ in axes)
+        (r0, r1), (c0, c1) = (self.kept(i, length, spec) for i, length, _ in axes)
+        if spec.pool == "tile":
+            return Placement(Window(r0, c0, 1, 1), 0, np.ones((1, 1), np.float32))
         if spec.stitch == "own":
-            y, x = (self._owned(i, count, *self.kept(i, length, spec.scale), spec.scale) for i, length, count in axes)
+            y, x = (self._owned(i, count, *self.kept(i, length, spec), spec.scale) for i, length, count in axes)
             share = np.outer(y, x).astype(np.float32)
         else:
             edges = [self._edge(i, count) for i, _, count in axes]

@@ -6,8 +6,8 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ import rasterio
 from affine import Affine
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.warp import transform
 from rasterio.windows import Window as RasterioWindow
 
 from tmtool.errors import InputError, ReadError
-from tmtool.grid import BoolArray, FloatArray, Grid, Window
-from tmtool.modality import MODALITIES, S2_NAMES, Modality
+from tmtool.grid import PATCH, BoolArray, FloatArray, Grid, Tile, Window
+from tmtool.modality import MODALITIES, S2_NAMES, TOKEN_NODATA, Modality
 from tmtool.writer import PROVENANCE_TAG
 
 _EXPECTED_PIXEL_M = (8.0, 12.0)
@@ -46,6 +47,12 @@ class Source:
     offset: float
     offset_why: str
     warnings: tuple[str, ...] = field(default=())
+    scale: int = 1
+    """Source px per px of the file: 16 for a token raster, whose `grid` is the one that it was made from."""
+    made: Mapping[str, Any] = field(default_factory=dict)
+    """Provenance of a token raster."""
+    validity: "Source | None" = None
+    """Where a token raster's pixels without data are told, if it has any."""
 
     def cache_bytes(self, tile_height: int) -> int:
         """GDAL block cache that lets tiles of this height pass over the raster decoding each block once."""
@@ -61,6 +68,11 @@ def inspect(path: str, modality: Modality | None = None, s2_offset: float | None
     """
     with opened(path) as src:
         _refuse_unusable(src, path)
+        if (task := _provenance(src).get("task")) in ("tokenize", "embed"):
+            what, use = (
+                ("tokens", "tmtool reconstruct takes it") if task == "tokenize" else ("embeddings", "it is no input")
+            )
+            raise InputError(f"{path}: holds {what} that tmtool {task} made; {use}.")
         modality, modality_why, bands = _identify(src, path, modality)
         offset, offset_why = _offset(src, modality, s2_offset)
         dtype = src.dtypes[bands[0] - 1]
@@ -100,6 +112,111 @@ def opened(path: str) -> Iterator[Any]:
         yield src
 
 
+def _provenance(src: Any) -> dict[str, Any]:
+    """Return what a raster says of how tmtool made it; nothing if it does not."""
+    try:
+        said = json.loads(src.tags().get(PROVENANCE_TAG, "{}"))
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def token_source(path: str) -> Source | None:
+    """Return the token raster at `path`, or None if it is something else.
+
+    Raises `InputError` for one that is damaged, or that lacks the file that tells its pixels without data.
+    """
+    with opened(path) as src:
+        made = _provenance(src)
+        if made.get("task") != "tokenize" or "codebook" not in made:
+            return None
+        grid = Grid(src.crs, src.transform, src.shape)
+        whole = grid.finer(PATCH, (made["source"]["height"], made["source"]["width"]))
+        if src.count != 1 or src.dtypes[0] != "uint16" or whole.coarser(PATCH) != grid:
+            raise InputError(
+                f"{path}: is no longer the token raster that tmtool wrote for {whole.shape[0]} x {whole.shape[1]} px; it "
+                f"has {_bands(src.count)} of {src.dtypes[0]}, {src.height} x {src.width}. Tokenize the raster again."
+            )
+        source = Source(
+            path,
+            MODALITIES[made["modality"]],
+            "its tmtool provenance",
+            whole,
+            (1,),
+            "uint16",
+            float(TOKEN_NODATA),
+            "token raster",
+            False,
+            src.block_shapes[0],
+            0.0,
+            "tokens",
+            scale=PATCH,
+            made=made,
+        )
+    beside = made["validity"] and os.path.join(os.path.dirname(path), made["validity"])
+    return replace(source, validity=_validity(source, beside)) if beside else source
+
+
+def _validity(tokens: Source, path: str) -> Source:
+    try:
+        with opened(path) as src:
+            grid, block = Grid(src.crs, src.transform, src.shape), src.block_shapes[0]
+    except InputError as error:
+        raise InputError(
+            f"{tokens.path}: its raster had pixels without data, which are told by {os.path.basename(path)}; that has to "
+            f"lie beside it. {error}"
+        ) from error
+    if grid != tokens.grid:
+        raise InputError(f"{path}: does not belong to {tokens.path}: it lies at {grid}, expected {tokens.grid}.")
+    return replace(tokens, path=path, dtype="uint8", nodata=0.0, block=block, scale=1)
+
+
+def check_one_grid(sources: Sequence[Source]) -> None:
+    """Raise `InputError` unless all sources lie on the first one's grid, to a thousandth of a pixel."""
+    first = sources[0]
+    for other in sources[1:]:
+        same = other.grid.shape == first.grid.shape and other.grid.crs == first.grid.crs
+        if not same or _apart(first.grid, other.grid) > 1e-3:
+            raise InputError(
+                f"{other.path}: lies on another grid than {first.path}: {_grid_text(other.grid)}, expected "
+                f"{_grid_text(first.grid)}. Bring it there first: gdalwarp {_warp_options(first.grid)} "
+                f"{os.path.basename(other.path)} aligned.tif"
+            )
+
+
+def _apart(grid: Grid, other: Grid) -> float:
+    """Return how far the corners of two grids of one shape lie apart, in px of the first."""
+    offsets = []
+    for corner in ((0, 0), grid.shape[::-1]):
+        col, row = ~grid.transform * (other.transform * corner)
+        offsets += [abs(col - corner[0]), abs(row - corner[1])]
+    return float(max(offsets))
+
+
+def _grid_text(grid: Grid) -> str:
+    t = grid.transform
+    where = grid.crs.to_string() if grid.crs else "no CRS"
+    return f"{where}, {grid.shape[0]} x {grid.shape[1]} px of {t.a:.10g} x {t.e:.10g} from {t.c:.10g}, {t.f:.10g}"
+
+
+def _warp_options(grid: Grid) -> str:
+    (left, top), (right, bottom) = grid.transform * (0, 0), grid.transform * grid.shape[::-1]
+    extent = " ".join(f"{v:.10g}" for v in (left, min(top, bottom), right, max(top, bottom)))
+    crs = f"-t_srs {grid.crs.to_string()} " if grid.crs else ""
+    return f"{crs}-te {extent} -ts {grid.shape[1]} {grid.shape[0]}"
+
+
+def centres(grid: Grid) -> Callable[[Tile], tuple[float, float]]:
+    """Return the function that gives a tile's centre as longitude and latitude in degrees; the grid must have a CRS."""
+
+    def centre(tile: Tile) -> tuple[float, float]:
+        x, y = grid.transform * (tile.col + tile.size / 2, tile.row + tile.size / 2)
+        (lon,), (lat,) = transform(grid.crs, "EPSG:4326", [x], [y])
+        return lon, lat
+
+    return centre
+
+
 def _open(path: str) -> Any:
     with rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -131,6 +248,9 @@ def _identify(src: Any, path: str, asked: Modality | None) -> tuple[Modality, st
         modality, why = _guess(src, path, len(data), set(named))
     else:
         modality, why = asked, "--in"
+    whole = MODALITIES[modality.name]
+    if len(modality.bands) < len(whole.bands) == len(data) and not named:  # a whole stack, of which some are used
+        return modality, why, tuple(data[whole.bands.index(band)] for band in modality.bands)
     if set(modality.bands) <= set(named):
         if asked is None and "band names" not in why and "provenance" not in why:
             why += " and band names"
@@ -157,10 +277,8 @@ def _band_name(description: str) -> str:
 
 
 def _guess(src: Any, path: str, count: int, names: set[str]) -> tuple[Modality, str]:
-    provenance = src.tags().get(PROVENANCE_TAG)
-    if provenance:
-        with contextlib.suppress(ValueError, KeyError):
-            return MODALITIES[json.loads(provenance)["modality"]], "its tmtool provenance"
+    if (made := _provenance(src).get("modality")) in MODALITIES:
+        return MODALITIES[made], "its tmtool provenance"
     for modality in (MODALITIES["S2L1C"], MODALITIES["S2L2A"]):  # L1C first: its bands include L2A's
         if set(modality.bands) <= names:
             return modality, "its band names"

@@ -1,6 +1,6 @@
 """From tiles to finished rows: a rolling accumulator that is as high as one tile, however high the raster is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ class Stitcher:
 
     `width` is the product's width, `rows` the product rows to hand out (tiles may reach beyond them; what they hold
     there is dropped), `first` the index of the first tile that will come; the rest must follow without a gap.
+    `delta` is the margin of tiles in source px, for tiles that are pooled.
     """
 
-    def __init__(self, spec: OutputSpec, width: int, rows: range, first: int = 0) -> None:
-        self.spec, self.rows, self._next, self._width = spec, rows, first, width
+    def __init__(self, spec: OutputSpec, width: int, rows: range, first: int = 0, delta: int = 0) -> None:
+        self.spec, self.rows, self._next, self._width, self._delta = spec, rows, first, width, delta
         self._waiting: dict[int, tuple[Placement, NDArray[Any] | None, BoolArray]] = {}
         self._top = -1  # product row of the first row held; -1 before the first tile
         self._emitted = rows.start
@@ -30,7 +31,13 @@ class Stitcher:
         `values` is the model's output for the whole tile, `(channels, S/scale, S/scale)`, or None for an empty tile;
         `valid` says which of its source px hold data, `(S, S)`.
         """
-        self._waiting[index] = (place, values, self._pool(place, valid))
+        cells = self._cells(valid)
+        if self.spec.pool == "tile":
+            values, held = self._tile_mean(values, cells)
+        else:
+            o, win = place.offset, place.window
+            held = cells[o : o + win.height, o : o + win.width].copy()
+        self._waiting[index] = (place, values, held)
         while self._next in self._waiting:
             place, values, held = self._waiting.pop(self._next)
             self._next += 1
@@ -45,12 +52,19 @@ class Stitcher:
             raise ValueError(f"tile {self._next} of {self.spec.name} never came; waiting: {sorted(self._waiting)[:5]}")
         yield from self._emit(self.rows.stop)
 
-    def _pool(self, place: Placement, valid: BoolArray) -> BoolArray:
-        """Validity of the kept part in product px: a cell is valid if any of its pixels is."""
+    def _cells(self, valid: BoolArray) -> BoolArray:
+        """Validity of a tile in product px: a cell is valid if any of its pixels is."""
         s, (h, w) = self.spec.scale, valid.shape
-        o, win = place.offset, place.window
-        cells: BoolArray = np.asarray(valid.reshape(h // s, s, w // s, s).any(axis=(1, 3)), np.bool_)
-        return cells[o : o + win.height, o : o + win.width].copy()
+        return np.asarray(valid.reshape(h // s, s, w // s, s).any(axis=(1, 3)), np.bool_)
+
+    def _tile_mean(self, values: NDArray[Any] | None, cells: BoolArray) -> tuple[NDArray[Any] | None, BoolArray]:
+        """Return the mean of a tile's valid cells within its margin, `(C, 1, 1)`, and whether it has any, `(1, 1)`."""
+        edge = self._delta // self.spec.scale
+        kept = (slice(edge, cells.shape[0] - edge), slice(edge, cells.shape[1] - edge))
+        some = cells[kept].any().reshape(1, 1)
+        if values is None or not some:
+            return None, some
+        return values[:, *kept][:, cells[kept]].mean(axis=1, dtype=np.float64)[:, None, None], some
 
     def _accumulate(self, place: Placement, values: NDArray[Any] | None, valid: BoolArray) -> None:
         win, o = place.window, place.offset
@@ -82,3 +96,19 @@ class Stitcher:
         at = slice(start - self._top, stop - self._top)
         self._emitted = stop
         yield Strip(start, self._values[:, at].copy(), self._valid[at].copy())
+
+
+def scene_means(strips: Iterable[tuple[OutputSpec, Strip]]) -> Iterator[tuple[OutputSpec, Strip]]:
+    """Pass strips on, but in place of those whose spec says so give one strip of one cell: the mean of all valid cells."""
+    sums: dict[OutputSpec, NDArray[np.float64]] = {}
+    counts: dict[OutputSpec, int] = {}
+    for spec, strip in strips:
+        if spec.pool != "scene":
+            yield spec, strip
+            continue
+        total = strip.values[:, strip.valid].sum(axis=1, dtype=np.float64)
+        sums[spec] = sums.get(spec, 0) + total
+        counts[spec] = counts.get(spec, 0) + int(strip.valid.sum())
+    for spec, total in sums.items():
+        mean = (total / max(counts[spec], 1)).astype(spec.dtype)
+        yield spec, Strip(0, mean[:, None, None], np.array([[counts[spec] > 0]]))

@@ -5,6 +5,7 @@ space. A format turns it into the product. Until `commit` nothing carries a fina
 """
 
 import contextlib
+import glob
 import json
 import math
 import os
@@ -132,8 +133,9 @@ class Work:
     def _encoded(self, values: NDArray[Any], valid: BoolArray) -> NDArray[Any]:
         layout = self.layout
         if layout.dtype == "int8" and layout.work_dtype:
-            coded = np.rint(np.where(valid, values, 0) / self.scales[:, None, None])
-            return np.where(valid, np.clip(coded, -_INT8_MAX, _INT8_MAX), layout.nodata).astype(np.int8)
+            coded = np.where(valid, values, 0) / self.scales[:, None, None].astype(np.float32)
+            np.clip(np.rint(coded, out=coded), -_INT8_MAX, _INT8_MAX, out=coded)
+            return np.where(valid, coded.astype(np.int8), np.int8(layout.nodata))
         return values.astype(layout.dtype)
 
 
@@ -230,7 +232,7 @@ class Writer:
         if hasattr(self, "_dst"):
             with contextlib.suppress(RasterioError):
                 self._dst.close()
-        for path in self.path.parent.glob(f"{self._token}.*"):
+        for path in self.path.parent.glob(f"{glob.escape(self._token)}.*"):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

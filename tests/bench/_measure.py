@@ -208,7 +208,7 @@ def run_pass_through(scene: Path, folder: Path, seconds: float = 0.0) -> SceneCo
     from tmtool.run import Runner
 
     _seconds = seconds
-    models.MODELS["pass-through"] = ModelEntry("benchmark", __name__, lambda inputs, outputs: ())
+    models.MODELS["pass-through"] = ModelEntry("benchmark", __name__, lambda spec: ())
     try:
         return run_scene(
             Runner(Job("generate", OUTPUTS, model="pass-through", device="cpu", overwrite=True)), scene, folder

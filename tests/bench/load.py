@@ -39,7 +39,9 @@ def load(folder: Path, size: str, precision: str) -> tuple[float, float, int, in
 
     imported = time.perf_counter()
     base = m.peak_rss()
-    files = locate(models.find(size).files(("S2L2A",), m.OUTPUTS), str(folder), offline=True)
+    files = locate(
+        models.find(size).files(models.ModelSpec(size, "generate", ("S2L2A",), m.OUTPUTS)), str(folder), offline=True
+    )
     spec = models.ModelSpec(size, "generate", ("S2L2A",), m.OUTPUTS, compute=Compute("cpu", precision), files=files)
     model = models.build(spec)
     done = time.perf_counter()

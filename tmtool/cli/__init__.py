@@ -3,7 +3,7 @@
 import typer
 
 from tmtool import __version__
-from tmtool.cli import generate, info, models
+from tmtool.cli import embed, generate, info, models, reconstruct, tokenize
 
 app = typer.Typer(
     name="tmtool",
@@ -33,6 +33,9 @@ def _root(
 
 
 app.command("generate", no_args_is_help=True)(generate.generate)
+app.command("tokenize", no_args_is_help=True)(tokenize.tokenize)
+app.command("reconstruct", no_args_is_help=True)(reconstruct.reconstruct)
+app.command("embed", no_args_is_help=True)(embed.embed)
 app.command("info", no_args_is_help=True)(info.info)
 app.add_typer(models.app, name="models")
 

@@ -3,14 +3,12 @@
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import typer
 
 from tmtool import errors
-from tmtool.cli.inputs import scenes
-from tmtool.job import Job, Prepared, empty_share, estimate_seconds, prepare
+from tmtool.job import Job, Prepared, Scene, empty_share, estimate_seconds, prepare
 from tmtool.source import pixel_size_m
 
 _log = logging.getLogger("tmtool")
@@ -25,11 +23,10 @@ DEVICE_CLASSES = {
 """Sustained 10**12 operations a second that time estimates assume; only the second is a measurement."""
 
 
-def describe_scenes(job: Job, inputs: Sequence[str], output_dir: Path, *, as_json: bool) -> None:
+def describe_scenes(job: Job, found: Sequence[Scene], *, as_json: bool) -> None:
     """Print what each input is and what `job` would cost; raises `typer.Exit` if one cannot be used."""
     for note in job.check():
         _log.warning("%s", note)
-    found = scenes(inputs, output_dir)
     bad = 0
     for scene in found:
         try:

@@ -6,9 +6,9 @@ from tmtool.cli import options as o
 
 
 def generate(
-    inputs: o.Inputs,
     out: o.Out,
-    in_: o.In = None,
+    inputs: o.Inputs = None,
+    in_: o.Ins = None,
     output_dir: o.OutputDir = Path(),
     overwrite: o.Overwrite = False,
     s2_offset: o.S2Offset = None,
@@ -38,9 +38,12 @@ def generate(
 
     Writes {stem}_{MODALITY}.tif for each of --out and prints their paths.
 
-    Example: tmtool generate Santiago.tif --out S1GRD,LULC
+    Examples: tmtool generate Santiago.tif --out S1GRD,LULC
+
+    tmtool generate --in S2L2A=s2.tif --in DEM=dem.tif --out S1GRD
     """
     with o.command(quiet=quiet, verbose=verbose, log_file=log_file):
+        from tmtool.cli.inputs import scenes
         from tmtool.cli.scenes import run_scenes
         from tmtool.job import Job
         from tmtool.modality import find
@@ -53,7 +56,6 @@ def generate(
             model=model,
             weights=weights,
             offline=offline,
-            modality=find(in_) if in_ else None,
             s2_offset=s2_offset,
             tiling=Tiling(crop, stride, delta),
             sampling=Sampling(top_p, top_k, temperature, decoding_steps, timesteps, clip_sigma),
@@ -63,4 +65,4 @@ def generate(
             precision=precision,
             overwrite=overwrite,
         )
-        run_scenes(job, inputs, output_dir, dry_run=dry_run, as_json=json_, quiet=quiet)
+        run_scenes(job, scenes(inputs, output_dir, in_ or ()), dry_run=dry_run, as_json=json_, quiet=quiet)

@@ -6,7 +6,7 @@ from tmtool.cli import options as o
 
 
 def info(
-    inputs: o.Inputs,
+    inputs: o.Inputs = None,
     out: o.Out = "S1GRD,LULC",
     in_: o.In = None,
     s2_offset: o.S2Offset = None,
@@ -23,6 +23,7 @@ def info(
     """
     with o.command():
         from tmtool.cli.describe import describe_scenes
+        from tmtool.cli.inputs import scenes
         from tmtool.job import Job
         from tmtool.modality import find
         from tmtool.models import Sampling
@@ -32,9 +33,8 @@ def info(
             task="generate",
             outputs=tuple(find(name, output=True).name for name in o.split(out)),
             model=model,
-            modality=find(in_) if in_ else None,
             s2_offset=s2_offset,
             tiling=Tiling(crop, stride, delta),
             sampling=Sampling(timesteps=timesteps),
         )
-        describe_scenes(job, inputs, Path(), as_json=json_)
+        describe_scenes(job, scenes(inputs, Path(), [in_] if in_ else []), as_json=json_)

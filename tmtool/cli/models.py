@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from tmtool.cli import options as o
 
 if TYPE_CHECKING:
+    from tmtool.models import ModelSpec
     from tmtool.models.weights import WeightFile
 
 app = typer.Typer(
@@ -23,7 +25,15 @@ For = Annotated[str, typer.Option("--for", metavar="TASK", help="The command tha
 Inputs = Annotated[
     str, typer.Option("--in", metavar="MOD,...", help="Its inputs; LULC and NDVI need their tokenizers.")
 ]
-Outputs = Annotated[str, typer.Option("--out", metavar="MOD,...", help="Its outputs; each needs its tokenizer.")]
+Outputs = Annotated[
+    str,
+    typer.Option(
+        "--out",
+        metavar="MOD,...",
+        help="Its outputs; each needs its tokenizer.",
+        show_default="S1GRD,LULC for generate",
+    ),
+]
 
 
 @app.command("list")
@@ -33,12 +43,12 @@ def list_(json_: o.Json = False) -> None:
     Example: tmtool models list
     """
     with o.command():
-        from tmtool.models import MODELS
+        from tmtool.models import MODELS, ModelSpec
         from tmtool.models.weights import find_locally
 
         rows: list[dict[str, Any]] = []
         for name, entry in MODELS.items():
-            files = entry.files(entry.inputs, entry.outputs)
+            files = entry.files(ModelSpec(name, "generate", entry.inputs, entry.outputs))
             places = {file: find_locally(file) for file in files}
             rows.append(
                 {
@@ -74,7 +84,7 @@ def _text(row: dict[str, Any]) -> str:
 def fetch(
     model: ModelArgument,
     for_: For = "generate",
-    out: Outputs = "S1GRD,LULC",
+    out: Outputs = "",
     in_: Inputs = "S2L2A",
     quiet: o.Quiet = False,
 ) -> None:
@@ -87,7 +97,7 @@ def fetch(
     with o.command(quiet=quiet):
         from tmtool.models.weights import locate
 
-        for path in locate(_files(model, for_, in_, out), None, offline=False).values():
+        for path in locate(_files(_spec(model, for_, in_, out)), None, offline=False).values():
             print(path)
 
 
@@ -95,7 +105,7 @@ def fetch(
 def path(
     model: ModelArgument,
     for_: For = "generate",
-    out: Outputs = "S1GRD,LULC",
+    out: Outputs = "",
     in_: Inputs = "S2L2A",
     weights: o.Weights = None,
 ) -> None:
@@ -106,7 +116,7 @@ def path(
     with o.command():
         from tmtool.models.weights import locate
 
-        for place in locate(_files(model, for_, in_, out), weights, offline=True).values():
+        for place in locate(_files(_spec(model, for_, in_, out)), weights, offline=True).values():
             print(place)
 
 
@@ -114,7 +124,7 @@ def path(
 def verify(
     model: ModelArgument,
     for_: For = "generate",
-    out: Outputs = "S1GRD,LULC",
+    out: Outputs = "",
     in_: Inputs = "S2L2A",
     weights: o.Weights = None,
     verbose: o.Verbose = False,
@@ -127,30 +137,35 @@ def verify(
         from tmtool import models
         from tmtool.models.weights import digest, locate
 
-        files = locate(_files(model, for_, in_, out), weights, offline=True)
+        spec = _spec(model, for_, in_, out)
+        files = locate(_files(spec), weights, offline=True)
         for place in files.values():
             print(f"{digest(place)}  {place}", flush=True)
-        inputs, outputs = _modalities(in_), _modalities(out, output=True)
-        models.build(models.ModelSpec(model, for_, inputs, outputs, files=files))
+        models.build(replace(spec, files=files))
         logging.getLogger("tmtool").info("%s: complete, all %d files load", model, len(files))
 
 
-def _modalities(names: str, *, output: bool = False) -> tuple[str, ...]:
-    from tmtool.modality import find
+def _files(spec: "ModelSpec") -> "tuple[WeightFile, ...]":
+    from tmtool import models
 
-    return tuple(find(name, output=output).name for name in o.split(names))
+    return models.find(spec.name).files(spec)
 
 
-def _files(model: str, task: str, in_: str, out: str) -> "tuple[WeightFile, ...]":
+def _spec(model: str, task: str, in_: str, out: str) -> "ModelSpec":
+    """Return what a job of this task computes, as far as it decides which files it uses."""
     from tmtool import models
     from tmtool.errors import UsageError
+    from tmtool.modality import find
     from tmtool.tasks import TASKS
 
     if task not in TASKS:
         raise UsageError(f"--for {task}: choose from {', '.join(TASKS)}.")
-    inputs, outputs = _modalities(in_), _modalities(out, output=True)
+    inputs = tuple(find(name, output=TASKS[task].by_tokenizer).name for name in o.split(in_))
+    asked = o.split(out or ("S1GRD,LULC" if task == "generate" else ""))
+    outputs = inputs if TASKS[task].from_tokens else tuple(find(name, output=True).name for name in asked)
     entry = models.find(model)
-    for name, offered in ((set(inputs), entry.inputs), (set(outputs), entry.outputs)):
-        if unknown := name - set(offered):
-            raise UsageError(f"{model} does not have {', '.join(sorted(unknown))}; it has {', '.join(offered)}.")
-    return entry.files(inputs, outputs)
+    offered = entry.outputs if TASKS[task].by_tokenizer else entry.inputs
+    for names, choices in ((inputs, offered), (outputs, entry.outputs)):
+        if unknown := set(names) - set(choices):
+            raise UsageError(f"{model} does not have {', '.join(sorted(unknown))}; it has {', '.join(choices)}.")
+    return models.ModelSpec(model, task, inputs, outputs)

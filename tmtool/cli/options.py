@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _IO, _TILES, _SAMPLING, _MODEL, _RUN = "Input and output", "Tiles", "Sampling", "Model and device", "Run"
+_EMBEDDING = "Embedding"
 
 Inputs = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
         metavar="INPUT",
         help="Rasters: files, folders, globs, anything GDAL opens (/vsicurl/..., VRT), or - for a list on standard input.",
@@ -45,6 +46,17 @@ In = Annotated[
         rich_help_panel=_IO,
         show_default="found out from names, tags and band count",
         help=f"What the inputs are. Of {', '.join(INPUTS)}.",
+    ),
+]
+Ins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--in",
+        metavar="MOD|MOD=FILE",
+        rich_help_panel=_IO,
+        show_default="found out from names, tags and band count",
+        help=f"What the inputs are, of {', '.join(INPUTS)}; or, once for each modality of one scene, MOD=FILE in place of "
+        "INPUT, all on one grid.",
     ),
 ]
 OutputDir = Annotated[
@@ -192,6 +204,93 @@ Delta = Annotated[
         help="Margin of each tile that is discarded.",
     ),
 ]
+PatchDelta = Annotated[
+    int,
+    typer.Option(
+        "--delta",
+        metavar="PX",
+        rich_help_panel=_TILES,
+        envvar="TMTOOL_PATCH_DELTA",
+        help="Margin of each tile that is discarded, a multiple of 16.",
+    ),
+]
+PatchStride = Annotated[
+    int,
+    typer.Option(
+        "--stride",
+        metavar="PX",
+        rich_help_panel=_TILES,
+        envvar="TMTOOL_STRIDE",
+        help="Distance between tiles, a multiple of 16, at most crop - 2*delta.",
+    ),
+]
+Layer = Annotated[
+    str,
+    typer.Option(
+        "--layer",
+        metavar="N,...",
+        rich_help_panel=_EMBEDDING,
+        help="Layers of the encoder, from 0 or from the end; one product each. The last one is normed.",
+    ),
+]
+Merge = Annotated[
+    Literal["mean", "max", "concat", "dict"],
+    typer.Option(
+        "--merge", rich_help_panel=_EMBEDDING, help="How the modalities' vectors become one; dict: one product each."
+    ),
+]
+Bands = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bands",
+        metavar="MOD=BAND,...",
+        rich_help_panel=_EMBEDDING,
+        help="Take only these of a modality's bands, by TerraTorch's names (BLUE,...) or B02,...",
+    ),
+]
+Tim = Annotated[
+    str,
+    typer.Option(
+        "--tim",
+        metavar="MOD,...",
+        rich_help_panel=_EMBEDDING,
+        show_default="none",
+        help="Thinking in modalities: imagine these first and embed them too.",
+    ),
+]
+Coords = Annotated[
+    bool,
+    typer.Option("--coords", rich_help_panel=_EMBEDDING, help="Tell the model each tile's longitude and latitude."),
+]
+CheckpointFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="F",
+        rich_help_panel=_MODEL,
+        help="A fine-tuned TerraMind backbone: TerraTorch's Lightning checkpoint or a state dict.",
+    ),
+]
+Normalize = Annotated[
+    Literal["none", "l2"], typer.Option("--normalize", rich_help_panel=_EMBEDDING, help="Scale vectors to unit length.")
+]
+Dtype = Annotated[
+    Literal["float32", "float16", "int8"],
+    typer.Option(
+        "--dtype",
+        rich_help_panel=_EMBEDDING,
+        help="Of the product. int8: by a scale a band, or for --normalize l2 AlphaEarth's code.",
+    ),
+]
+FileFormat = Annotated[
+    Literal["cog", "zarr", "geoparquet"], typer.Option("--format", rich_help_panel=_EMBEDDING, help="Of the product.")
+]
+Pool = Annotated[
+    Literal["patch", "tile", "scene"],
+    typer.Option(
+        "--pool", rich_help_panel=_EMBEDDING, help="One vector a patch, or the mean of a tile's or the scene's."
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", rich_help_panel=_RUN, help="Check and list what would be done; load no model.")
 ]
@@ -203,6 +302,14 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", rich_help_panel=_RUN, 
 LogFile = Annotated[
     Path | None, typer.Option("--log-file", metavar="F", rich_help_panel=_RUN, help="Append the log to this file too.")
 ]
+
+
+def layers(text: str) -> tuple[int, ...]:
+    """Return the numbers of a comma-separated option."""
+    try:
+        return tuple(int(word) for word in split(text))
+    except ValueError:
+        raise errors.UsageError(f"--layer {text}: give numbers, such as -1 or 2,5,8,11.") from None
 
 
 def split(names: str) -> tuple[str, ...]:

@@ -5,28 +5,27 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import typer
 
 from tmtool import errors
 from tmtool.cli import options
-from tmtool.cli.inputs import scenes
 from tmtool.job import Job, Prepared, Scene, prepare
+from tmtool.metrics import code_use_text, comparison_text
 from tmtool.progress import LineReporter, Reporter, RichReporter, SilentReporter
 from tmtool.run import Runner, SceneResult, notice_of
 
 _log = logging.getLogger("tmtool")
 
 
-def run_scenes(job: Job, inputs: Sequence[str], output_dir: Path, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
-    """Run `job` over `inputs`; raises `typer.Exit` unless all is well."""
+def run_scenes(job: Job, found: Sequence[Scene], *, dry_run: bool, as_json: bool, quiet: bool) -> None:
+    """Run `job` over the scenes; raises `typer.Exit` unless all is well."""
     for note in job.check():
         _log.warning("%s", note)
     if notice := notice_of(job):
         _log.warning("%s", notice)
-    ready, failed = _prepare_all(job, scenes(inputs, output_dir), as_json)
+    ready, failed = _prepare_all(job, found, as_json)
     if not ready:
         raise typer.Exit(errors.EXIT_NOTHING_TO_DO)
     with ExitStack() as stack:
@@ -93,6 +92,11 @@ def _report(prepared: Prepared, result: SceneResult) -> None:
     _log.info(
         "%s: %d tiles (%d empty) in %.1f s", prepared.scene.stem, result.tiles, result.empty_tiles, result.seconds
     )
+    for product in prepared.products:
+        if facts := result.measured.get(product.suffix):
+            source = prepared.sources[product.modality]
+            text = code_use_text(facts) if product.measure == "codes" else comparison_text(facts, source.modality)
+            _log.info("%s_%s: %s", prepared.scene.stem, product.suffix, text)
     share = 100 * result.model_seconds / max(result.seconds, 1e-9)
     _log.debug("%s: %.0f %% of the time in the model's forward", prepared.scene.stem, share)
 
@@ -101,8 +105,12 @@ def _print(prepared: Prepared, status: str, as_json: bool, result: SceneResult |
     if as_json:
         _print_json(prepared.scene, status, prepared, result)
         return
-    for path in prepared.targets:
+    for path in result.products if result else _planned(prepared).values():
         print(path, flush=True)
+
+
+def _planned(prepared: Prepared) -> dict[str, str]:
+    return {p.suffix: str(t) for p, t in zip(prepared.products, prepared.targets, strict=True) if not p.holes}
 
 
 def _print_json(
@@ -112,10 +120,10 @@ def _print_json(
     result: SceneResult | None = None,
     error: errors.TmtoolError | None = None,
 ) -> None:
-    said: dict[str, Any] = {"status": status, "inputs": [scene.path], "products": {}}
+    said: dict[str, Any] = {"status": status, "inputs": [path for _, path in scene.inputs], "products": {}}
     if prepared is not None:
         said["inputs"] = {m: s.path for m, s in prepared.sources.items()}
-        said["products"] = {p.suffix: str(t) for p, t in zip(prepared.products, prepared.targets, strict=True)}
+        said["products"] = _planned(prepared)
         said["tiles"] = len(prepared.plan)
     if result is not None:
         said |= {
@@ -123,6 +131,7 @@ def _print_json(
             "seconds": round(result.seconds, 3),
             "model_seconds": round(result.model_seconds, 3),
             "warnings": list(result.warnings),
+            "measured": dict(result.measured),
         }
     if error is not None:
         said["error"] = {"kind": type(error).__name__, "message": str(error)}

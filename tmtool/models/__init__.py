@@ -4,28 +4,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from tmtool.device import Compute
 from tmtool.errors import UsageError
 from tmtool.grid import TileBatch
-from tmtool.modality import INPUTS, MODALITIES, OUTPUTS
-from tmtool.models.weights import WeightFile, core_file, packaged_file, tokenizer_files
+from tmtool.modality import INPUTS, MODALITIES, OUTPUTS, Modality
+from tmtool.models.weights import WeightFile, coords_file, core_file, packaged_file, tokenizer_files
 
 RANDOM = "random"
 """Value of `--weights` that asks for seeded random weights."""
-
-PARAMETERS_M = {"base": 229.0, "large": 746.0, "small": 51.0, "tiny": 15.0}
-"""TerraMind's sizes, in millions of parameters of a job with two outputs, without tokenizers."""
 
 
 class TileModel(Protocol):
     """Anything that turns a batch of tiles into arrays, a pure function of pixels and positions."""
 
-    def __call__(self, batch: TileBatch) -> Mapping[str, NDArray[np.float32]]:
+    def __call__(self, batch: TileBatch) -> Mapping[str, NDArray[Any]]:
         """Return for each output `(B, channels, S/scale, S/scale)`, in the product's unit (class logits for classes)."""
         ...
 
@@ -62,8 +58,31 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Embedding:
+    """What is taken of the backbone; the names are the command line's. `layers` may count from the end."""
+
+    layers: tuple[int, ...] = (-1,)
+    merge: Literal["mean", "max", "concat", "dict"] = "mean"
+    coords: bool = False
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One embedding product: the vectors of `layer` (from 0), merged, or of one `modality`; `channels` long."""
+
+    name: str
+    layer: int
+    modality: str | None
+    channels: int
+
+
+@dataclass(frozen=True)
 class ModelSpec:
-    """Everything that decides what a model computes, weights and device included."""
+    """Everything that decides what a model computes, weights and device included.
+
+    `outputs` are what it generates: products of `generate` and `reconstruct`, imagined modalities (TiM) of `embed`.
+    `bands` names the bands of inputs that are not used whole.
+    """
 
     name: str
     task: str
@@ -74,15 +93,49 @@ class ModelSpec:
     compute: Compute = field(default_factory=Compute)
     files: Mapping[WeightFile, Path] | None = None
     """Where the weights lie; None for random ones."""
+    embedding: Embedding = field(default_factory=Embedding)
+    bands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    checkpoint: Path | None = None
+    """A fine-tuned backbone, whose weights take the place of the model's."""
+
+    def modality(self, name: str) -> Modality:
+        """Return an input or output with the bands that are used of it."""
+        modality = MODALITIES[name]
+        return modality.subset(self.bands[name]) if name in self.bands else modality
+
+    @property
+    def tokenised(self) -> tuple[str, ...]:
+        """Inputs that the model takes as tokens only."""
+        return tuple(m for m in self.inputs if MODALITIES[m].raw_key is None)
+
+    @property
+    def embedded(self) -> tuple[Embedded, ...]:
+        """What `embed` makes: one product a layer, and with `merge` dict one a modality of it."""
+        entry, options = find(self.name), self.embedding
+        parts: tuple[str | None, ...] = self.inputs if options.merge == "dict" else (None,)
+        wide = len(self.inputs) + len(self.outputs) if options.merge == "concat" else 1
+        products = []
+        for layer in options.layers:
+            for part in parts:
+                words = ["embed", f"layer{layer % entry.depth}" if len(options.layers) > 1 else "", part or ""]
+                name = "_".join(filter(None, words))
+                products.append(Embedded(name, layer % entry.depth, part, entry.dim * wide))
+        return tuple(products)
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model: `module` has `build(spec) -> TileModel`, `files(inputs, outputs)` names the weights that a job uses."""
+    """One model: `module` has `build(spec) -> TileModel`, `files(spec)` names the weights that a job uses.
+
+    `dim` and `depth` are the width of the encoder's vectors and its layers; `coords` says whether it takes coordinates.
+    """
 
     title: str
     module: str
-    files: Callable[[tuple[str, ...], tuple[str, ...]], tuple[WeightFile, ...]]
+    files: Callable[[ModelSpec], tuple[WeightFile, ...]]
+    dim: int = 768
+    depth: int = 12
+    coords: bool = True
     parameters_m: float = 0
     """Parameters of a job with two outputs, without tokenizers, in millions."""
     step_tflop: float = 0.226
@@ -109,25 +162,41 @@ class ModelEntry:
         return (core + decoders) * (size / 256) ** 2
 
 
-def _terramind(size: str, parameters_m: float) -> ModelEntry:
+def _terramind(size: str, dim: int, depth: int, parameters_m: float) -> ModelEntry:
+    def files(spec: ModelSpec) -> tuple[WeightFile, ...]:
+        core = () if _alone(spec) or spec.checkpoint else (core_file(size),)
+        return (*core, *tokenizer_files(_tokenizers(spec)), *((coords_file(),) if spec.embedding.coords else ()))
+
     return ModelEntry(
-        title=f"TerraMind 1.0 {size}",
-        module="tmtool.models.terramind",
-        files=lambda inputs, outputs: (core_file(size), *tokenizer_files(inputs, outputs)),
-        parameters_m=parameters_m,
+        f"TerraMind 1.0 {size}", "tmtool.models.terramind", files, dim=dim, depth=depth, parameters_m=parameters_m
     )
 
 
-def _demo_files(inputs: tuple[str, ...], outputs: tuple[str, ...]) -> tuple[WeightFile, ...]:
-    return tuple(
-        packaged_file(f"{part}.safetensors") for part in ("core", *(f"tokenizer_{m.lower()}" for m in outputs))
-    )
+def _alone(spec: ModelSpec) -> bool:
+    """Whether the task uses a tokenizer and nothing else."""
+    return spec.task in ("tokenize", "reconstruct")
+
+
+def _tokenizers(spec: ModelSpec) -> tuple[str, ...]:
+    """Return the modalities whose tokenizers a job uses; modalities that `embed` imagines stay tokens."""
+    if spec.task == "tokenize":
+        return spec.inputs
+    return tuple(dict.fromkeys([*spec.tokenised, *(spec.outputs if spec.task != "embed" else ())]))
+
+
+def _demo_files(spec: ModelSpec) -> tuple[WeightFile, ...]:
+    core = () if _alone(spec) else ("core",)
+    parts = (*core, *(f"tokenizer_{m.lower()}" for m in _tokenizers(spec)))
+    return tuple(packaged_file(f"{part}.safetensors") for part in parts)
 
 
 _DEMO = ModelEntry(
     title="a small demonstration that comes with tmtool",
     module="tmtool.models.demo",
     files=_demo_files,
+    dim=128,
+    depth=3,
+    coords=False,
     parameters_m=1.7,
     step_tflop=0.0012,
     classes_tflop=0.0004,
@@ -137,7 +206,13 @@ _DEMO = ModelEntry(
     notice="DEMONSTRATION MODEL: trained on synthetic scenes only, these are not TerraMind's weights and map nothing real.",
 )
 
-MODELS: dict[str, ModelEntry] = {name: _terramind(name, m) for name, m in PARAMETERS_M.items()} | {"demo": _DEMO}
+MODELS: dict[str, ModelEntry] = {
+    "base": _terramind("base", 768, 12, 229.0),
+    "large": _terramind("large", 1024, 24, 746.0),
+    "small": _terramind("small", 384, 12, 51.0),
+    "tiny": _terramind("tiny", 192, 12, 15.0),
+    "demo": _DEMO,
+}
 
 
 def find(name: str) -> ModelEntry:

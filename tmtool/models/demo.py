@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from tmtool.modality import MODALITIES
 from tmtool.models import ModelSpec, TileModel
-from tmtool.models.terramind import CORE, assemble
+from tmtool.models.parts import CORE
+from tmtool.models.terramind import Architecture, assemble
 
 DEMO_INPUTS: tuple[str, ...] = ("S2L2A", "S1GRD", "S1RTC", "DEM")
 DEMO_OUTPUTS: tuple[str, ...] = ("LULC", "NDVI", "S1GRD", "S1RTC", "S2L2A")
@@ -148,19 +149,36 @@ class _ClassDecoder(nn.Module):
         return logits
 
 
+_SHAPE: dict[str, Any] = {
+    "dim": CORE_DIM,
+    "encoder_depth": _ENCODER_DEPTH,
+    "num_heads": _CORE_HEADS,
+    "norm_layer": partial(LayerNorm, eps=1e-6, bias=False),
+}
+
+
 def generation_model(**kwargs: Any) -> nn.Module:
     """Build terratorch's TerraMindGeneration at the demo's width, as its registry builds the real sizes."""
-    tokenizers = {MODALITIES[m].token_key: partial(_tokenizer, m) for m in DEMO_OUTPUTS}
-    model: nn.Module = terramind_register.build_terrammind_generate(
-        dim=CORE_DIM,
-        encoder_depth=_ENCODER_DEPTH,
-        decoder_depth=_DECODER_DEPTH,
-        num_heads=_CORE_HEADS,
-        norm_layer=partial(LayerNorm, eps=1e-6, bias=False),
-        tokenizer_dict=tokenizers,
-        **kwargs,
-    )
+    build_model = terramind_register.build_terrammind_generate
+    model: nn.Module = build_model(decoder_depth=_DECODER_DEPTH, tokenizer_dict=_tokenizers(), **_SHAPE, **kwargs)
     return model
+
+
+def backbone(**kwargs: Any) -> nn.Module:
+    """Build terratorch's TerraMindViT at the demo's width."""
+    model: nn.Module = terramind_register.build_terrammind_vit(tokenizer_dict=_tokenizers(), **_SHAPE, **kwargs)
+    return model
+
+
+def tim_backbone(**kwargs: Any) -> nn.Module:
+    """Build terratorch's TerraMindTiM at the demo's width."""
+    build_model = terramind_register.build_terrammind_tim
+    model: nn.Module = build_model(decoder_depth=_DECODER_DEPTH, tokenizer_dict=_tokenizers(), **_SHAPE, **kwargs)
+    return model
+
+
+def _tokenizers() -> dict[str, Any]:
+    return {str(MODALITIES[m].token_key): partial(_tokenizer, m) for m in DEMO_OUTPUTS}
 
 
 def _tokenizer(modality: str, pretrained: bool = False) -> nn.Module:
@@ -174,7 +192,7 @@ def build(spec: ModelSpec) -> TileModel:
     def state_of(part: str) -> tuple[dict[str, Tensor], Path]:
         return (core_state(), _core_path()) if part == CORE else (tokenizer_state(part), _tokenizer_path(part))
 
-    return assemble(spec, generation_model, state_of)
+    return assemble(spec, Architecture(generation_model, backbone, tim_backbone, _tokenizer), state_of)
 
 
 def core_state() -> dict[str, Tensor]:
@@ -203,8 +221,7 @@ def tokenizer_state(modality: str) -> dict[str, Tensor]:
 def codebook_of(owner: str) -> tuple[int, ...]:
     """Return the levels of the codebook behind an embedding such as `encoder_embeddings.tok_lulc@224`."""
     token_key = owner.partition(".")[2]
-    spec = next(m for m in MODALITIES.values() if m.token_key == token_key)
-    return tuple(int(level) for level in spec.codebook.split("-"))
+    return next(m for m in MODALITIES.values() if m.token_key == token_key).levels
 
 
 def token_digits(tokens: Tensor, levels: tuple[int, ...]) -> Tensor:

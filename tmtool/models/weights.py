@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tmtool.errors import WeightsError
-from tmtool.modality import MODALITIES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,7 +44,7 @@ class WeightFile:
 
     def __str__(self) -> str:
         """`repository/file`."""
-        return f"{self.repo}/{self.filename}"
+        return f"{self.repo}/{self.filename}" if self.repo else self.filename
 
 
 def core_file(size: str) -> WeightFile:
@@ -64,10 +63,19 @@ def packaged_file(filename: str) -> WeightFile:
     return WeightFile(_PACKAGED, filename)
 
 
-def tokenizer_files(inputs: Sequence[str], outputs: Sequence[str]) -> tuple[WeightFile, ...]:
-    """Return the tokenizers of all outputs, and of the inputs that the model takes as tokens only."""
-    tokenised = [m for m in inputs if MODALITIES[m].raw_key is None]
-    return tuple(tokenizer_file(m) for m in dict.fromkeys([*tokenised, *outputs]))
+def tokenizer_files(modalities: Sequence[str]) -> tuple[WeightFile, ...]:
+    """Return the files of several modalities' tokenizers."""
+    return tuple(tokenizer_file(m) for m in modalities)
+
+
+def coords_file() -> WeightFile:
+    """Return the file of the vocabulary of coordinates."""
+    return WeightFile(f"{_ORGANISATION}/TerraMind-1.0-Tokenizer-Coords", "config.json", 1)
+
+
+def local_file(path: Path) -> WeightFile:
+    """Return the name under which a file of the user's own, a checkpoint, stands among the files of a job."""
+    return WeightFile("", path.name)
 
 
 def locate(
@@ -106,7 +114,7 @@ def _in_folder(file: WeightFile, folder: Path) -> Path | None:
     places = [folder, folder / name, folder / organisation / name]
     places += sorted((folder / f"models--{organisation}--{name}" / "snapshots").glob("*"))
     for place in places:
-        for suffix in _SUFFIXES:
+        for suffix in _SUFFIXES if Path(file.filename).suffix in _SUFFIXES else (Path(file.filename).suffix,):
             if (path := place / Path(file.filename).with_suffix(suffix)).is_file():
                 return path
     return None
@@ -232,6 +240,68 @@ def read_state(path: Path) -> dict[str, "Tensor"]:
     return state
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A fine-tuned backbone's tensors by TerraMind's own names, and those of its TiM sampler (empty without one)."""
+
+    path: Path
+    backbone: Mapping[str, "Tensor"]
+    sampler: Mapping[str, "Tensor"]
+
+
+_SAMPLER = "sampler.model."
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Find the backbone in a checkpoint of TerraTorch: Lightning's or a plain state dict, whatever its keys begin with.
+
+    Nothing in the file is run: classes that it names besides tensors are replaced by empty ones. Raises `WeightsError`.
+    """
+    state = _checkpoint_state(path)
+    marks = ("encoder_embeddings.", "encoder_norm.")
+    begins = {key[: key.index(mark)] for key in state for mark in marks if mark in key}
+    begins = {begin for begin in begins if not begin.endswith(_SAMPLER)}
+    if len(begins) != 1:
+        found = f"in {len(begins)} places ({', '.join(sorted(begins))})" if begins else "not at all"
+        raise WeightsError(
+            f"{path}: expected the encoder of one TerraMind backbone (keys with 'encoder_embeddings.'), found {found}. "
+            f"Its first keys: {', '.join(list(state)[:3])}."
+        )
+    begin = begins.pop()
+    own = {key.removeprefix(begin): value for key, value in state.items() if key.startswith(begin)}
+    sampler = {key.removeprefix(_SAMPLER): value for key, value in own.items() if key.startswith(_SAMPLER)}
+    wanted = ("encoder_embeddings.", "encoder.", "encoder_norm.")
+    return Checkpoint(path, {key: value for key, value in own.items() if key.startswith(wanted)}, sampler)
+
+
+def _checkpoint_state(path: Path) -> dict[str, "Tensor"]:
+    import torch
+    from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+    if path.suffix == ".safetensors":
+        return read_state(path)
+    try:
+        foreign = [(_Foreign, name) for name in get_unsafe_globals_in_checkpoint(path)]
+        with safe_globals(foreign):  # type: ignore[arg-type]
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # whatever a damaged file or a foreign pickle makes torch raise
+        raise WeightsError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}).") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise WeightsError(f"{path}: holds no state dict (names to tensors).")
+    return state
+
+
+class _Foreign(dict):  # type: ignore[type-arg]
+    """Stands in for a class that a checkpoint names, such as a trainer's settings."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        """Ignore what the object held."""
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
@@ -297,7 +367,8 @@ def _mismatch(name: str, expected: "Tensor", found: "Tensor") -> Iterator[str]:
 
 def _other_size(expected: Mapping[str, "Tensor"], state: Mapping[str, "Tensor"]) -> str:
     """Say so if the file holds TerraMind of another size."""
-    widths = [tensors["mask_token"].shape[-1] for tensors in (state, expected) if "mask_token" in tensors]
+    key = "encoder_norm.weight"
+    widths = [tensors[key].shape[-1] for tensors in (state, expected) if key in tensors]
     if len(widths) < 2 or widths[0] == widths[1]:
         return ""
     found, wanted = (_SIZE_OF_WIDTH.get(width, f"of width {width}") for width in widths)

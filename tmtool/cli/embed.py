@@ -1,0 +1,82 @@
+"""`tmtool embed`."""
+
+from pathlib import Path
+
+from tmtool.cli import options as o
+
+
+def embed(
+    inputs: o.Inputs = None,
+    in_: o.Ins = None,
+    output_dir: o.OutputDir = Path(),
+    overwrite: o.Overwrite = False,
+    s2_offset: o.S2Offset = None,
+    layer: o.Layer = "-1",
+    merge: o.Merge = "mean",
+    bands: o.Bands = None,
+    tim: o.Tim = "",
+    coords: o.Coords = False,
+    normalize: o.Normalize = "none",
+    pool: o.Pool = "patch",
+    dtype: o.Dtype = "float32",
+    format_: o.FileFormat = "cog",
+    model: o.Model = "base",
+    checkpoint: o.CheckpointFile = None,
+    weights: o.Weights = None,
+    offline: o.Offline = False,
+    device: o.Device = "auto",
+    precision: o.Precision = "auto",
+    batch_size: o.BatchSize = "auto",
+    seed: o.Seed = 0,
+    top_p: o.TopP = 0.8,
+    top_k: o.TopK = 0,
+    temperature: o.Temperature = 1.0,
+    crop: o.Crop = 256,
+    stride: o.PatchStride = 192,
+    delta: o.PatchDelta = 16,
+    dry_run: o.DryRun = False,
+    json_: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    log_file: o.LogFile = None,
+) -> None:
+    """Embed rasters with TerraMind's encoder: one vector for each patch of 16 x 16 px.
+
+    Writes {stem}_embed.tif (or .zarr, .parquet), one band a dimension, and prints its path. Sampling options matter with
+    --tim only.
+
+    Examples: tmtool embed Santiago.tif --normalize l2 --dtype int8
+
+    tmtool embed --in S2L2A=s2.tif --in S1RTC=s1.tif --in DEM=dem.tif --format geoparquet
+    """
+    with o.command(quiet=quiet, verbose=verbose, log_file=log_file):
+        from tmtool.cli.inputs import bands_of, scenes
+        from tmtool.cli.scenes import run_scenes
+        from tmtool.job import Job
+        from tmtool.modality import find
+        from tmtool.models import Embedding, Sampling
+        from tmtool.plan import Tiling
+        from tmtool.products import Vectors
+
+        chosen = bands_of(bands)
+        job = Job(
+            task="embed",
+            outputs=tuple(find(name, output=True).name for name in o.split(tim)),
+            model=model,
+            weights=weights,
+            offline=offline,
+            bands=chosen,
+            checkpoint=checkpoint,
+            s2_offset=s2_offset,
+            tiling=Tiling(crop, stride, delta),
+            sampling=Sampling(top_p, top_k, temperature),
+            embedding=Embedding(o.layers(layer), merge, coords),
+            vectors=Vectors(normalize, dtype, format_, pool),
+            seed=seed,
+            batch_size=o.batch_size(batch_size),
+            device=device,
+            precision=precision,
+            overwrite=overwrite,
+        )
+        found = scenes(inputs, output_dir, in_ or (), chosen)
+        run_scenes(job, found, dry_run=dry_run, as_json=json_, quiet=quiet)

@@ -1,0 +1,63 @@
+"""`tmtool reconstruct`."""
+
+from pathlib import Path
+
+from tmtool.cli import options as o
+
+
+def reconstruct(
+    inputs: o.Inputs = None,
+    in_: o.In = None,
+    output_dir: o.OutputDir = Path(),
+    overwrite: o.Overwrite = False,
+    s2_offset: o.S2Offset = None,
+    model: o.Model = "base",
+    weights: o.Weights = None,
+    offline: o.Offline = False,
+    device: o.Device = "auto",
+    precision: o.Precision = "auto",
+    batch_size: o.BatchSize = "auto",
+    seed: o.Seed = 0,
+    timesteps: o.Timesteps = 10,
+    clip_sigma: o.ClipSigma = None,
+    crop: o.Crop = 256,
+    stride: o.PatchStride = 192,
+    delta: o.PatchDelta = 16,
+    dry_run: o.DryRun = False,
+    json_: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    log_file: o.LogFile = None,
+) -> None:
+    """Decode tokens to pixels: of a token raster, or of a raster that is tokenized on the way.
+
+    Writes {stem}_{MODALITY}_rec.tif and prints its path. From a raster it also says how well input and reconstruction
+    agree: MAE, RMSE, PSNR and SSIM of each band, accuracy and mIoU of classes. Both ways give the same pixels.
+
+    Examples: tmtool reconstruct Santiago.tif
+
+    tmtool reconstruct Santiago_S2L2A_tokens.tif
+    """
+    with o.command(quiet=quiet, verbose=verbose, log_file=log_file):
+        from tmtool.cli.inputs import scenes
+        from tmtool.cli.scenes import run_scenes
+        from tmtool.job import Job
+        from tmtool.models import Sampling
+        from tmtool.plan import Tiling
+
+        job = Job(
+            task="reconstruct",
+            model=model,
+            weights=weights,
+            offline=offline,
+            s2_offset=s2_offset,
+            tiling=Tiling(crop, stride, delta),
+            sampling=Sampling(timesteps=timesteps, clip_sigma=clip_sigma),
+            seed=seed,
+            batch_size=o.batch_size(batch_size),
+            device=device,
+            precision=precision,
+            overwrite=overwrite,
+        )
+        found = scenes(inputs, output_dir, [in_] if in_ else [])
+        run_scenes(job, found, dry_run=dry_run, as_json=json_, quiet=quiet)

@@ -1,0 +1,55 @@
+"""`tmtool tokenize`."""
+
+from pathlib import Path
+
+from tmtool.cli import options as o
+
+
+def tokenize(
+    inputs: o.Inputs = None,
+    in_: o.In = None,
+    output_dir: o.OutputDir = Path(),
+    overwrite: o.Overwrite = False,
+    s2_offset: o.S2Offset = None,
+    model: o.Model = "base",
+    weights: o.Weights = None,
+    offline: o.Offline = False,
+    device: o.Device = "auto",
+    precision: o.Precision = "auto",
+    batch_size: o.BatchSize = "auto",
+    crop: o.Crop = 256,
+    stride: o.PatchStride = 192,
+    delta: o.PatchDelta = 16,
+    dry_run: o.DryRun = False,
+    json_: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    log_file: o.LogFile = None,
+) -> None:
+    """Turn rasters into tokens: one code of the modality's codebook for each patch of 16 x 16 px.
+
+    Writes {stem}_{MODALITY}_tokens.tif (uint16), beside it {stem}_{MODALITY}_valid.tif if the raster has pixels without
+    data, and prints the path of the first. Precision auto is fp32 here: rounding flips tokens.
+
+    Example: tmtool tokenize Santiago.tif
+    """
+    with o.command(quiet=quiet, verbose=verbose, log_file=log_file):
+        from tmtool.cli.inputs import scenes
+        from tmtool.cli.scenes import run_scenes
+        from tmtool.job import Job
+        from tmtool.plan import Tiling
+
+        job = Job(
+            task="tokenize",
+            model=model,
+            weights=weights,
+            offline=offline,
+            s2_offset=s2_offset,
+            tiling=Tiling(crop, stride, delta),
+            batch_size=o.batch_size(batch_size),
+            device=device,
+            precision=precision,
+            overwrite=overwrite,
+        )
+        found = scenes(inputs, output_dir, [in_] if in_ else [])
+        run_scenes(job, found, dry_run=dry_run, as_json=json_, quiet=quiet)

@@ -1,0 +1,125 @@
+"""Generating modalities: the tokens of each output are drawn in turn, then decoded to pixels.
+
+The loop is tmtool's own, because terratorch's draws from global generators and decodes in one step only.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tmtool import noise
+from tmtool.grid import TileBatch
+from tmtool.modality import MODALITIES, Modality
+from tmtool.models import ModelSpec, Sampling
+from tmtool.models.inputs import Base, CellGrid, Embedded, InputEmbedding, Tokenizer
+from tmtool.models.sampling import ddim, draw_tokens, linear_schedule
+
+
+class Drawer(InputEmbedding):
+    """Draws the tokens of outputs, each conditioned on the inputs and on the outputs before it."""
+
+    def __init__(self, core: nn.Module, tokenizers: Mapping[str, nn.Module], spec: ModelSpec) -> None:
+        self.core: Any = core
+        super().__init__(self.core.encoder_embeddings, tokenizers, spec)
+
+    def draw(self, seen: list[Embedded], cells: CellGrid) -> dict[str, Tensor]:
+        """Return the tokens of every output, `(B, h, w)` int64. Each output but the last is added to `seen`."""
+        drawn: dict[str, Tensor] = {}
+        for modality in self.spec.outputs:
+            tokens = self._draw_modality(MODALITIES[modality], seen, cells)
+            drawn[modality] = tokens.reshape(cells.shape)
+            if modality != self.spec.outputs[-1]:
+                seen.append(self.embed_tokens(MODALITIES[modality].token_key, tokens))
+        return drawn
+
+    def _draw_modality(self, modality: Modality, seen: list[Embedded], cells: "CellGrid") -> Tensor:
+        """Draw the tokens of one output, `(B, N)`: all at once, or in several steps that see what was drawn before."""
+        sampling, seed = self.spec.sampling, self.spec.seed
+        count = cells.rows.shape[1]
+        tokens = torch.zeros(cells.rows.shape, dtype=torch.int64, device=self.device)
+        schedule = linear_schedule(sampling.decoding_steps, count)
+        rank = cells.order(noise.key_of(seed, modality.name, "order")).to(self.device)
+        done = 0
+        for step, size in enumerate(schedule):
+            target = rank[:, done : done + size] if len(schedule) > 1 else None
+            known = rank[:, :done] if done else None
+            logits = self._logits(modality, seen, tokens, known, target)
+            key = noise.key_of(seed, modality.name, "token", step)
+            drawn = _draw(logits.float(), sampling, cells, target, key)
+            tokens = drawn if target is None else tokens.scatter(1, target, drawn)
+            done += size
+        return tokens
+
+    def _logits(
+        self,
+        modality: Modality,
+        seen: list[Embedded],
+        tokens: Tensor,
+        known: Tensor | None,
+        target: Tensor | None,
+    ) -> Tensor:
+        """Return logits `(B, n, V)` of the cells `target` (None: all), given the inputs and the cells `known`."""
+        if known is not None:
+            x, code = self.embed_tokens(modality.token_key, tokens)
+            seen = [*seen, (_take(x, known), _take(code, known))]
+        x, code = (torch.cat(parts, dim=1) for parts in zip(*seen, strict=True))
+        context = self.core.decoder_proj_context(self.core.forward_encoder(x + code, None)) + code
+        head = self.core.decoder_embeddings[modality.token_key]
+        query = head.forward_embed({"tensor": tokens})["emb"]
+        y = self.core.mask_token + (query if target is None else _take(query, target))
+        return head.forward_logits(self.core.forward_decoder(y, context, None, None))  # type: ignore[no-any-return]
+
+
+class Generator(Drawer):
+    """Generates modalities from tiles: embed, draw the tokens of each output in turn, decode them."""
+
+    @torch.inference_mode()
+    def __call__(self, batch: TileBatch) -> dict[str, NDArray[np.float32]]:
+        """Return each output `(B, channels, S, S)` float32: values in the modality's unit, logits for LULC."""
+        cells = CellGrid.of(batch, next(iter(batch.pixels.values())).shape[-1], self.noise_device)
+        with self.autocast():
+            seen = [self.embed_input(m, values) for m, values in batch.pixels.items()]
+            tokens = self.draw(seen, cells)
+        return {m: decode(self, m, self.tokenizers[m], tokens[m], cells).cpu().numpy() for m in self.spec.outputs}
+
+
+def decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells: CellGrid) -> Tensor:
+    """Decode tokens `(B, h, w)` to `(B, channels, S, S)` float32 in the modality's unit (logits for classes)."""
+    modality, sampling = MODALITIES[name], model.spec.sampling
+    quant = tokenizer.quantize.indices_to_embedding(tokens).float()
+    if modality.classes:
+        with model.autocast():
+            return tokenizer.decode_quant(quant).float()
+    key = noise.key_of(model.spec.seed, name, "diffusion")
+    start = cells.normal(key, len(modality.bands)).to(model.device)
+
+    def predict(x: Tensor, t: int) -> Tensor:
+        with model.autocast():
+            return tokenizer.decoder(x, t, quant)  # type: ignore[no-any-return]
+
+    alphas = tokenizer.noise_scheduler.alphas_cumprod.to(model.device)
+    x = ddim(predict, start, alphas, sampling.timesteps, sampling.clip_sigma)
+    mean, std = model.moments[name]
+    return x * std + mean
+
+
+def _draw(logits: Tensor, sampling: Sampling, cells: CellGrid, target: Tensor | None, key: tuple[int, int]) -> Tensor:
+    """Draw tokens `(B, n)` for logits `(B, n, V)` with the noise of their own cells."""
+    rows, cols = cells.rows, cells.cols
+    if target is not None:
+        rows, cols = (v.gather(1, target.to(v.device)) for v in (rows, cols))
+    rows, cols = rows.reshape(-1, 1), cols.reshape(-1, 1)
+
+    def gumbel(at: slice, codes: Tensor) -> Tensor:
+        return noise.gumbel(key, rows[at], cols[at], codes.to(rows.device), logits.shape[-1]).to(codes.device)
+
+    return draw_tokens(logits.flatten(0, 1), sampling, gumbel).reshape(logits.shape[:2])
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Gather `(B, n, D)` from `(B, N, D)` by `(B, n)`."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

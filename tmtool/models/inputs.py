@@ -1,0 +1,124 @@
+"""What enters the transformer: pixels embedded as patches, tokens of tokenised modalities, coordinates."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tmtool import noise
+from tmtool.grid import PATCH, TileBatch
+from tmtool.modality import MODALITIES, Modality
+from tmtool.models import ModelSpec
+from tmtool.models.parts import DTYPES
+
+Embedded = tuple[Tensor, Tensor]
+"""Patch or token embeddings, and their position-and-modality code; both `(B, N, D)`."""
+
+
+class Tokenizer(Protocol):
+    """What is used of a tokenizer (terratorch's VQVAE or DiVAE)."""
+
+    encoder: Any
+    decoder: Any
+    quant_proj: Any
+    quantize: Any
+    noise_scheduler: Any
+
+    def prepare_input(self, x: Tensor) -> Tensor:
+        """Turn classes into one channel a class; leave others as they are."""
+        ...
+
+    def decode_quant(self, quant: Tensor) -> Tensor:
+        """Decode latents in one step."""
+        ...
+
+
+class Base:
+    """What all adapters share: the spec, its device and precision, and the modalities' moments."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.device = torch.device(spec.compute.device)
+        self.moments = {m: self._moments(spec.modality(m)) for m in dict.fromkeys([*spec.inputs, *spec.outputs])}
+
+    def _moments(self, modality: Modality) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(v, device=self.device)[None, :, None, None] for v in (modality.mean, modality.std))
+        return mean, std
+
+    @property
+    def noise_device(self) -> torch.device:
+        """Where noise is made: it is float64, which mps lacks."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
+
+    def autocast(self) -> Any:
+        """Return the context in which half-precision weights meet float32 activations."""
+        dtype = DTYPES[self.spec.compute.precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    def standardised(self, name: str, values: NDArray[np.float32]) -> Tensor:
+        """Return pixels `(B, C, S, S)` in standard deviations from the pretraining mean; classes as they are."""
+        x = torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+        if MODALITIES[name].classes:
+            return x
+        mean, std = self.moments[name]
+        return (x - mean) / std
+
+    def encode(self, tokenizer: Tokenizer, x: Tensor) -> Tensor:
+        """Return the tokens of `x`, `(B, h, w)` int64. The quantiser is float32: in bf16 it keeps 5 % of its codes."""
+        features = tokenizer.encoder(tokenizer.prepare_input(x))
+        with torch.autocast(self.device.type, enabled=False):
+            _, _, tokens = tokenizer.quantize(tokenizer.quant_proj(features.float()))
+        return tokens.long()  # type: ignore[no-any-return]
+
+
+class InputEmbedding(Base):
+    """Embeds inputs with the embeddings of an encoder, `encoder_embeddings` by the model's keys."""
+
+    def __init__(self, encoder_embeddings: Any, tokenizers: Mapping[str, Any], spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self.encoder_embeddings, self.tokenizers = encoder_embeddings, tokenizers
+
+    def embed_input(self, name: str, values: NDArray[np.float32]) -> Embedded:
+        """Embed pixels `(B, C, S, S)` in the modality's unit."""
+        modality = MODALITIES[name]
+        x = self.standardised(name, values)
+        if modality.raw_key is None:
+            return self.embed_tokens(modality.token_key, self.encode(self.tokenizers[name], x).flatten(1))
+        return self._embedded(modality.raw_key, x)
+
+    def embed_tokens(self, key: str | None, tokens: Tensor) -> Embedded:
+        """Embed tokens `(B, N)` of the model's modality `key`."""
+        return self._embedded(key, tokens)
+
+    def _embedded(self, key: str | None, tensor: Tensor) -> Embedded:
+        embedded = self.encoder_embeddings[key]({"tensor": tensor})
+        return embedded["x"], embedded["emb"]
+
+
+class CellGrid:
+    """Absolute positions of a batch of tiles of `size` px: of their pixels, and of their cells on the patch grid."""
+
+    def __init__(self, rows: Tensor, cols: Tensor, size: int, device: torch.device) -> None:
+        self._pixel_rows, self._pixel_cols, self._size = rows.to(device), cols.to(device), size
+        side = size // PATCH
+        self.shape = (len(rows), side, side)
+        first_row, first_col = (v.to(device).div(PATCH, rounding_mode="floor") for v in (rows, cols))
+        index = torch.arange(side * side, device=device)
+        self.rows = first_row[:, None] + index // side
+        self.cols = first_col[:, None] + index % side
+
+    @classmethod
+    def of(cls, batch: TileBatch, size: int, device: torch.device) -> "CellGrid":
+        """Return the positions of a batch."""
+        return cls(torch.from_numpy(batch.rows), torch.from_numpy(batch.cols), size, device)
+
+    def normal(self, key: tuple[int, int], channels: int) -> Tensor:
+        """Return each tile's own normal noise, `(B, channels, S, S)` float32."""
+        return noise.normal(key, self._pixel_rows, self._pixel_cols, channels, self._size, self._size)
+
+    def order(self, key: tuple[int, int]) -> Tensor:
+        """Return each tile's cells in the order in which they are decoded, `(B, N)` int64."""
+        return noise.order(key, self.rows, self.cols).argsort(dim=1, stable=True)
