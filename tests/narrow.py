@@ -1,5 +1,6 @@
 """TerraTorch's own TerraMind classes at a small width, and weight files of them in the hub's names."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,13 @@ from terratorch.models.backbones.terramind.model import terramind_register as re
 from terratorch.models.backbones.terramind.tokenizer.models import vit_models
 from terratorch.models.backbones.terramind.tokenizer.models.unet import unet
 
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+
 from tmtool.modality import INPUTS, MODALITIES, OUTPUTS
-from tmtool.models.weights import core_file, tokenizer_file
+from tmtool.models import MODELS
+from tmtool.models.weights import coords_file, core_file, tokenizer_file
 
 CORE = {
     "encoder_depth": 2,
@@ -63,6 +69,9 @@ def patch(monkeypatch: Any) -> None:
     monkeypatch.setattr(vit_models, "vit_b_dec", _decoder)
     monkeypatch.setattr(unet, "unet_patched", _unet)
     monkeypatch.setattr(register, "terramind_v1_tiny_generate", generation_model)
+    monkeypatch.setattr(register, "terramind_v1_tiny", backbone)
+    monkeypatch.setattr(register, "terramind_v1_tiny_tim", tim_backbone)
+    monkeypatch.setitem(MODELS, "tiny", replace(MODELS["tiny"], dim=CORE["dim"], depth=CORE["encoder_depth"]))
 
 
 def generation_model(**kwargs: Any) -> Any:
@@ -76,12 +85,32 @@ def generation_model(**kwargs: Any) -> Any:
     )
 
 
+def backbone(**kwargs: Any) -> Any:
+    """Build a narrow TerraMindViT, as terratorch's registry builds the wide ones."""
+    shape = {key: value for key, value in CORE.items() if key != "decoder_depth"}
+    return register.build_terrammind_vit(
+        **shape, pretrained_bands=register.PRETRAINED_BANDS, tokenizer_dict=register.tokenizer_dict["v1"], **kwargs
+    )
+
+
+def tim_backbone(**kwargs: Any) -> Any:
+    """Build a narrow TerraMindTiM, as terratorch's registry builds the wide ones."""
+    return register.build_terrammind_tim(
+        **CORE, pretrained_bands=register.PRETRAINED_BANDS, tokenizer_dict=register.tokenizer_dict["v1"], **kwargs
+    )
+
+
 def write_weights(folder: Path) -> None:
     """Write random weights of every part in the hub's names, flat. Call with the narrow classes patched in."""
     torch.manual_seed(5)
     outputs = [m for m in OUTPUTS if m != "LULC"] + ["LULC"]
     model = generation_model(modalities=list(INPUTS), output_modalities=outputs)
-    torch.save(_randomised(model.sampler.model), folder / core_file("tiny").filename)
+    with_coords = backbone(modalities=[*INPUTS, "coords"], pretrained=False)
+    core = _randomised(model.sampler.model) | {
+        key: value for key, value in _randomised(with_coords).items() if key.startswith("encoder_embeddings.coords")
+    }
+    torch.save(core, folder / core_file("tiny").filename)
+    (folder / coords_file().filename).write_text(_coords_vocabulary())
     for modality in OUTPUTS:
         tokenizer = model.tokenizer[MODALITIES[modality].token_key]
         torch.save(_randomised(tokenizer), folder / tokenizer_file(modality).filename)
@@ -98,6 +127,43 @@ def _randomised(module: Any) -> dict[str, torch.Tensor]:
             else:
                 p.normal_(0.0, 0.3 if "emb" in name else p[0].numel() ** -0.5)
     return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def _coords_vocabulary() -> str:
+    """Return a tokenizer of words such as lat=48.25, in the format of the `tokenizers` package."""
+    words = ["[UNK]", "[EOS]"]
+    words += [f"{axis}={v / 4:.2f}" for axis, most in (("lat", 360), ("lon", 720)) for v in range(-most, most + 1)]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return tokenizer.to_str()
+
+
+def reference_backbone(inputs: list[str], folder: Path, *, tim: bool = False, bands: Any = None, **kwargs: Any) -> Any:
+    """Return terratorch's own backbone with the weights in `folder`, loaded as terratorch loads them."""
+    build, load = (
+        (tim_backbone, register.checkpoint_filter_fn_tim) if tim else (backbone, register.checkpoint_filter_fn)
+    )
+    model = build(modalities=inputs, pretrained=False, **kwargs)
+    state = torch.load(folder / core_file("tiny").filename, weights_only=True)
+    model.load_state_dict(load(state, model), strict=True)
+    for key, tokenizer in dict(model.tokenizer).items():
+        if key == "coords":
+            model.tokenizer[key] = register.tokenizer_dict["v1"]["coords"](
+                tokenizer_file=str(folder / coords_file().filename)
+            )
+            continue
+        name = next(m.name for m in MODALITIES.values() if m.token_key == key)
+        tokenizer.load_state_dict(torch.load(folder / tokenizer_file(name).filename, weights_only=True), strict=True)
+    if bands:
+        model = register.select_modality_patch_embed_weights(model, bands, register.PRETRAINED_BANDS)
+    return model.eval()
+
+
+def reference_tokenizer(modality: str, folder: Path) -> Any:
+    """Return terratorch's own tokenizer with the weights in `folder`."""
+    tokenizer = register.tokenizer_dict["v1"][MODALITIES[modality].token_key](pretrained=False)
+    tokenizer.load_state_dict(torch.load(folder / tokenizer_file(modality).filename, weights_only=True), strict=True)
+    return tokenizer.eval()
 
 
 def reference(inputs: list[str], outputs: list[str], folder: Path, **kwargs: Any) -> Any:

@@ -94,7 +94,7 @@ class InputEmbedding(Base):
         return self._embedded(key, tokens)
 
     def _embedded(self, key: str | None, tensor: Tensor) -> Embedded:
-        embedded = self.encoder_embeddings[key]({"tensor": tensor})
+        embedded = self.encoder_embeddings[key](tensor)
         return embedded["x"], embedded["emb"]
 
 

@@ -39,8 +39,8 @@ def build(spec: ModelSpec) -> TileModel:
 
 
 def part_of(file: WeightFile) -> str:
-    """Return the part that a file holds: a modality for its tokenizer, else `core`."""
-    return next((m for m in MODALITIES if file.repo.endswith(f"-Tokenizer-{m}")), CORE)
+    """Return the part that a file holds: a modality (or coordinates) for its tokenizer, else `core`."""
+    return file.repo.partition("-Tokenizer-")[2] or CORE
 
 
 def _tokenizer(modality: str) -> nn.Module:

@@ -285,7 +285,10 @@ def _checkpoint_state(path: Path) -> dict[str, "Tensor"]:
         with safe_globals(foreign):  # type: ignore[arg-type]
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # whatever a damaged file or a foreign pickle makes torch raise
-        raise WeightsError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}).") from error
+        raise WeightsError(
+            f"{path}: cannot be read as a checkpoint ({_first_line(error)}). If it is a trainer's checkpoint that holds more "
+            "than weights and plain settings, save its state_dict on its own."
+        ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise WeightsError(f"{path}: holds no state dict (names to tensors).")
