@@ -9,7 +9,6 @@ import torch
 from terratorch.models.backbones.terramind.model import terramind_register as register
 from terratorch.models.backbones.terramind.tokenizer.models import vit_models
 from terratorch.models.backbones.terramind.tokenizer.models.unet import unet
-
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tmtool import models
 from tmtool.grid import PATCH, TileBatch
+from tmtool.modality import MODALITIES
 from tmtool.models import ModelEntry, ModelSpec
 
 
@@ -76,8 +78,53 @@ FAILURES: dict[str, Any] = {}
 """What `build`'s model does instead of working: `raise` an exception at call `at`, `nan`, `constant`."""
 
 
+class PatchCodes:
+    """Tokenizer with known answers: a patch's code is the rounded mean of its first band, modulo the vocabulary."""
+
+    def __init__(self, modality: str) -> None:
+        self.modality, self.vocabulary = modality, MODALITIES[modality].vocabulary
+
+    def __call__(self, batch: TileBatch) -> dict[str, np.ndarray]:
+        means = BlockMean()(batch)["x"]
+        return {self.modality: (np.rint(means) % self.vocabulary).astype(np.uint16)}
+
+
+class PatchValues:
+    """Decoder with known answers: a patch's pixels are its code, a band's number added; positions make a ripple."""
+
+    def __init__(self, modality: str) -> None:
+        self.modality, self.channels = modality, MODALITIES[modality].channels
+
+    def __call__(self, batch: TileBatch) -> dict[str, np.ndarray]:
+        codes = batch.pixels[self.modality]
+        pixels = codes.repeat(PATCH, axis=2).repeat(PATCH, axis=3)
+        bands = np.arange(self.channels)[None, :, None, None]
+        rows = batch.rows[:, None, None, None] + np.arange(pixels.shape[2])[None, None, :, None]
+        return {self.modality: (pixels + bands + rows % 7).astype(np.float32)}
+
+
+class PatchVectors:
+    """Embedder with known answers: dimension `i` is the patch's mean of all inputs' first bands, times `i + 1`.
+
+    The last one is 1000; the layer's number is added to all.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.products = spec.embedded
+
+    def __call__(self, batch: TileBatch) -> dict[str, np.ndarray]:
+        means = {m: BlockMean()(replace(batch, pixels={m: v}))["x"] for m, v in batch.pixels.items()}
+        out = {}
+        for p in self.products:
+            x = means[p.modality] if p.modality else sum(means.values()) / len(means)
+            vectors = x * np.arange(1, p.channels + 1)[None, :, None, None]
+            vectors[:, -1] = 1000
+            out[p.name] = (vectors + p.layer).astype(np.float32)
+        return out
+
+
 class _Failing:
-    def __init__(self, inner: Identity) -> None:
+    def __init__(self, inner: Any) -> None:
         self.inner, self.calls = inner, 0
 
     def __call__(self, batch: TileBatch) -> dict[str, np.ndarray]:
@@ -91,16 +138,20 @@ class _Failing:
 
 
 def build(spec: ModelSpec) -> _Failing:
-    """Build the model that `registered` puts into the registry: the input's bands under every output's name."""
-    from tmtool.modality import MODALITIES
-
+    """Build the model that `registered` puts into the registry: for `generate` the input's bands under every name."""
+    if spec.task == "tokenize":
+        return _Failing(PatchCodes(spec.inputs[0]))
+    if spec.task == "reconstruct":
+        return _Failing(PatchValues(spec.outputs[0]))
+    if spec.task == "embed":
+        return _Failing(PatchVectors(spec))
     return _Failing(Identity({m: MODALITIES[m].channels for m in spec.outputs}))
 
 
 @contextmanager
 def registered(name: str = "identity") -> Iterator[str]:
     """Put the identity into the registry of models for a while."""
-    models.MODELS[name] = ModelEntry("test", __name__, lambda spec: ())
+    models.MODELS[name] = ModelEntry("test", __name__, lambda spec: (), dim=4, depth=6)
     try:
         yield name
     finally:

@@ -27,7 +27,7 @@ S2_NAMES = {  # terratorch's band names, which stacked rasters often carry
     "SWIR_2": "B12",
 }
 
-_BAND_ALIASES = (("RED", "R"), ("GREEN", "G"), ("BLUE", "B"), ("DEM", "elevation"), ("ELEVATION", "elevation"))
+_BAND_ALIASES = (("RED", "R"), ("GREEN", "G"), ("BLUE", "B"), ("DEM", "ELEVATION"))
 TOKEN_NODATA = 65_535
 
 LULC_CLASSES = (
@@ -77,7 +77,7 @@ class Modality:
 
         Bands are known by tmtool's and by TerraTorch's names.
         """
-        own = {band: i for i, band in enumerate(self.bands)}
+        own = {band.upper(): i for i, band in enumerate(self.bands)}
         own |= {other: own[band] for other, band in (*S2_NAMES.items(), *_BAND_ALIASES) if band in own}
         index = [own.get(name.strip().upper()) for name in names]
         if unknown := [name for name, i in zip(names, index, strict=True) if i is None]:

@@ -39,7 +39,7 @@ def run_scenes(job: Job, found: Sequence[Scene], *, dry_run: bool, as_json: bool
             try:
                 result = runner.run(prepared)
             except errors.TmtoolError as error:
-                if error.exit_code == errors.EXIT_NOTHING_TO_DO:  # a device or weights that no scene can do without
+                if isinstance(error, errors.DeviceError | errors.WeightsError):  # which no scene can do without
                     raise
                 failed += 1
                 _log.error("%s", error)
