@@ -8,6 +8,11 @@ from tmtool.cli import options as o
 def embed(
     inputs: o.Inputs = None,
     in_: o.Ins = None,
+    recursive: o.Recursive = False,
+    pattern: o.Pattern = None,
+    files_from: o.FilesFrom = None,
+    null: o.Null = False,
+    shard: o.Shard = None,
     output_dir: o.OutputDir = Path(),
     overwrite: o.Overwrite = False,
     s2_offset: o.S2Offset = None,
@@ -50,7 +55,7 @@ def embed(
     tmtool embed --in S2L2A=s2.tif --in S1RTC=s1.tif --in DEM=dem.tif --format geoparquet
     """
     with o.command(quiet=quiet, verbose=verbose, log_file=log_file):
-        from tmtool.cli.inputs import bands_of, scenes
+        from tmtool.cli.inputs import Listing, bands_of, scenes
         from tmtool.cli.scenes import run_scenes
         from tmtool.job import Job
         from tmtool.modality import find
@@ -78,5 +83,6 @@ def embed(
             precision=precision,
             overwrite=overwrite,
         )
-        found = scenes(inputs, output_dir, in_ or (), chosen)
+        listing = Listing(inputs, recursive, pattern, files_from, null, shard)
+        found = scenes(listing, output_dir, in_ or (), chosen)
         run_scenes(job, found, dry_run=dry_run, as_json=json_, quiet=quiet)

@@ -9,6 +9,11 @@ def generate(
     out: o.Out,
     inputs: o.Inputs = None,
     in_: o.Ins = None,
+    recursive: o.Recursive = False,
+    pattern: o.Pattern = None,
+    files_from: o.FilesFrom = None,
+    null: o.Null = False,
+    shard: o.Shard = None,
     output_dir: o.OutputDir = Path(),
     overwrite: o.Overwrite = False,
     s2_offset: o.S2Offset = None,
@@ -43,7 +48,7 @@ def generate(
     tmtool generate --in S2L2A=s2.tif --in DEM=dem.tif --out S1GRD
     """
     with o.command(quiet=quiet, verbose=verbose, log_file=log_file):
-        from tmtool.cli.inputs import scenes
+        from tmtool.cli.inputs import Listing, scenes
         from tmtool.cli.scenes import run_scenes
         from tmtool.job import Job
         from tmtool.modality import find
@@ -65,4 +70,5 @@ def generate(
             precision=precision,
             overwrite=overwrite,
         )
-        run_scenes(job, scenes(inputs, output_dir, in_ or ()), dry_run=dry_run, as_json=json_, quiet=quiet)
+        listing = Listing(inputs, recursive, pattern, files_from, null, shard)
+        run_scenes(job, scenes(listing, output_dir, in_ or ()), dry_run=dry_run, as_json=json_, quiet=quiet)

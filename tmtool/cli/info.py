@@ -23,7 +23,7 @@ def info(
     """
     with o.command():
         from tmtool.cli.describe import describe_scenes
-        from tmtool.cli.inputs import scenes
+        from tmtool.cli.inputs import Listing, scenes
         from tmtool.job import Job
         from tmtool.modality import find
         from tmtool.models import Sampling
@@ -37,4 +37,4 @@ def info(
             tiling=Tiling(crop, stride, delta),
             sampling=Sampling(timesteps=timesteps),
         )
-        describe_scenes(job, scenes(inputs, Path(), [in_] if in_ else []), as_json=json_)
+        describe_scenes(job, scenes(Listing(inputs), Path(), [in_] if in_ else []), as_json=json_)

@@ -1,21 +1,56 @@
-"""INPUT arguments to scenes: files, folders, globs, GDAL's virtual paths, and lists on standard input."""
+"""INPUT arguments to scenes: files, folders, globs, GDAL's virtual paths, and lists of them.
+
+The order is stable: arguments as they are given, then `--files-from`; a folder's or glob's files sorted by path, as strings.
+A file that is named twice counts once, where it comes first.
+"""
 
 import glob
+import json
+import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+
+import typer
 
 from tmtool.errors import InputError, UsageError
 from tmtool.job import Scene
-from tmtool.modality import Modality, find
-from tmtool.writer import WORK_PREFIX
+from tmtool.modality import OUTPUTS, Modality, find
+from tmtool.source import opened
+from tmtool.writer import PROVENANCE_TAG, WORK_PREFIX
+
+_log = logging.getLogger("tmtool")
 
 _RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img")
+_BESIDE = (".aux.xml", ".ovr", ".msk", ".parquet")
+"""Endings of what lies beside rasters, and is matched by a glob or pattern such as `*`."""
+
+_LIKE_A_PRODUCT = re.compile(rf"_(({'|'.join(OUTPUTS)})(_rec|_tokens|_valid)?|embed.*)\.tiff?\Z", re.I | re.S)
+"""Names that products have, and others may have too: only the provenance tag says which."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What the inputs are taken from; the names are the command line's.
+
+    With `tokens`, token rasters are taken of folders and globs too.
+    """
+
+    arguments: Sequence[str] | None = None
+    recursive: bool = False
+    pattern: str | None = None
+    files_from: str | None = None
+    null: bool = False
+    shard: str | None = None
+    tokens: bool = False
 
 
 def scenes(
-    arguments: Sequence[str] | None,
+    listing: Listing,
     output_dir: Path,
     taken_for: Sequence[str] = (),
     bands: Mapping[str, Sequence[str]] | None = None,
@@ -24,33 +59,50 @@ def scenes(
 
     `taken_for` is what `--in` said: nothing, what the inputs are (`MOD`), or the rasters of one scene (`MOD=FILE`);
     `bands` names the bands of a modality that are used. Raises `InputError` for a folder or glob that holds nothing,
-    `UsageError` where two inputs would share a product or options do not fit together.
+    `UsageError` where two inputs would share a product or options do not fit together, and `typer.Exit` with status 0 if
+    the shard that was asked for is empty.
     """
+    share = _share(listing.shard)
     pairs = [text.partition("=") for text in taken_for]
     if any(equals for _, equals, _ in pairs):
-        if arguments or not all(path for *_, path in pairs):
+        if listing.arguments or listing.files_from is not None or not all(path for *_, path in pairs):
             raise UsageError("--in MOD=FILE names the rasters of one scene: give it for each modality, and no INPUT.")
         inputs = tuple((_modality(name, bands), path) for name, _, path in pairs)
-        return [Scene(inputs, _stem(inputs[0][1]), output_dir)]
-    if not arguments:
-        raise UsageError("No input: give INPUT, or --in MOD=FILE for each modality of one scene.")
+        found = [Scene(inputs, _stem(inputs[0][1]), output_dir)]
+    else:
+        found = _listed_scenes(listing, output_dir, _asked(taken_for, bands))
+    mine = found[share]
+    if not mine:
+        _log.info("--shard %s: nothing to do, there are fewer scenes (%d) than jobs.", listing.shard, len(found))
+        raise typer.Exit
+    return mine
+
+
+def _asked(taken_for: Sequence[str], bands: Mapping[str, Sequence[str]] | None) -> Modality | None:
+    """Return what all inputs are taken for, if `--in` or `--bands` says it."""
     if len(taken_for) > 1:
         raise UsageError(f"--in {' --in '.join(taken_for)}: inputs are one thing; for several write --in MOD=FILE.")
     asked = next(iter(taken_for), None) or (next(iter(bands)) if bands and len(bands) == 1 else None)
-    modality = _modality(asked, bands) if asked else None
-    found = [Scene(((modality, path),), _stem(path), output_dir / below) for path, below in _expand(arguments)]
-    found = list({scene.path: scene for scene in found}.values())
-    by_target: dict[Path, Scene] = {}
-    for scene in found:
+    return _modality(asked, bands) if asked else None
+
+
+def _listed_scenes(listing: Listing, output_dir: Path, modality: Modality | None) -> list[Scene]:
+    """Return one scene a raster. Raises `UsageError` if there is none or two would share a product."""
+    if not listing.arguments and listing.files_from is None:
+        raise UsageError("No input: give INPUT, --files-from, or --in MOD=FILE for each modality of one scene.")
+    here, by_path, by_target = Path.cwd(), dict[Path, Scene](), dict[Path, Scene]()
+    for path, below in _Expansion(listing).inputs():
+        by_path.setdefault(here / path, Scene(((modality, path),), _stem(path), output_dir / below))
+    for scene in by_path.values():
         other = by_target.setdefault(scene.folder / scene.stem, scene)
         if other is not scene:
             raise UsageError(
                 f"{other.path} and {scene.path} would both write {scene.folder / scene.stem}_*. Run them with "
-                "different --output-dir."
+                "different --output-dir, or give the folder above them with --recursive, which mirrors its folders."
             )
-    if not found:
+    if not by_path:
         raise UsageError("No input: the list is empty.")
-    return found
+    return list(by_path.values())
 
 
 def _modality(name: str, bands: Mapping[str, Sequence[str]] | None) -> Modality:
@@ -70,26 +122,132 @@ def bands_of(options: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
     return chosen
 
 
-def _expand(arguments: Iterable[str]) -> Iterator[tuple[str, Path]]:
-    """Yield (path, folder below the output folder)."""
-    for argument in arguments:
-        if argument == "-":
-            yield from _expand(line for line in map(str.strip, sys.stdin) if line and line != "-")
-        elif os.path.isdir(argument):
-            root = Path(argument)
-            files = sorted(
-                p for p in root.iterdir() if p.suffix.lower() in _RASTERS and not p.name.startswith(WORK_PREFIX)
+def _share(shard: str | None) -> slice:
+    """Return which of the scenes `--shard K/N` asks for: all without it."""
+    if shard is None:
+        return slice(None)
+    parts = re.fullmatch(r"([0-9]+)/([0-9]+)", shard)
+    k, n = map(int, parts.groups()) if parts else (0, 0)
+    if not 1 <= k <= n:
+        raise UsageError(
+            f"--shard {shard}: give K/N, K from 1 to N; --shard 2/8 is the second of eight jobs that share a list."
+        )
+    return slice(k - 1, None, n)
+
+
+class _Expansion:
+    """Expands arguments, folders, globs and lists; counts what it leaves out because tmtool wrote it."""
+
+    def __init__(self, listing: Listing) -> None:
+        self._listing = listing
+        self._skipped = 0
+
+    def inputs(self) -> Iterator[tuple[str, Path]]:
+        """Yield (path, folder below the output folder)."""
+        yield from self._expand(self._listing.arguments or ())
+        if self._listing.files_from is not None:
+            yield from self._expand(_entries(self._listing.files_from, self._listing.null))
+        if self._skipped:
+            _log.debug("Not taken as input: %d products, work files and sidecars of folders and globs.", self._skipped)
+
+    def _expand(self, arguments: Iterable[str]) -> Iterator[tuple[str, Path]]:
+        for argument in arguments:
+            if argument == "-":
+                yield from self._expand(_entries("-", self._listing.null))
+            elif os.path.isdir(argument):
+                for path in self._folder(argument):
+                    yield path, Path(path).parent.relative_to(argument)
+            elif glob.has_magic(argument) and not os.path.exists(argument) and not argument.startswith("/vsi"):
+                yield from ((path, Path()) for path in self._glob(argument))
+            else:
+                yield argument, Path()
+
+    def _folder(self, argument: str) -> list[str]:
+        listing = self._listing
+        paths = sorted(str(path) for path in _inside(Path(argument), listing))
+        if not paths:
+            names = listing.pattern or " ".join(f"*{ending}" for ending in _RASTERS)
+            hint = "" if listing.recursive else " Folders inside it are looked into with --recursive."
+            raise InputError(f"{argument}: holds no raster ({names}).{hint}")
+        return self._foreign(argument, paths)
+
+    def _glob(self, argument: str) -> list[str]:
+        paths = sorted(path for path in glob.glob(argument, recursive=True) if not os.path.isdir(path))
+        if not paths:
+            raise InputError(f"{argument}: matches no file.")
+        return self._foreign(argument, paths)
+
+    def _foreign(self, argument: str, paths: list[str]) -> list[str]:
+        """Return the paths without what tmtool wrote."""
+        foreign = [path for path in paths if not _is_own(path, self._listing.tokens)]
+        self._skipped += len(paths) - len(foreign)
+        if not foreign:
+            raise InputError(
+                f"{argument}: holds nothing but tmtool's own products, work files and sidecars ({len(paths)}), which are "
+                "not taken of folders and globs. If they are meant, name each file."
             )
-            if not files:
-                raise InputError(f"{argument}: holds no raster ({' '.join(f'*{s}' for s in _RASTERS)}).")
-            yield from ((str(p), Path()) for p in files)
-        elif glob.has_magic(argument) and not os.path.exists(argument) and not argument.startswith("/vsi"):
-            paths = sorted(glob.glob(argument, recursive=True))
-            if not paths:
-                raise InputError(f"{argument}: matches no file.")
-            yield from ((p, Path()) for p in paths)
-        else:
-            yield argument, Path()
+        return foreign
+
+
+def _inside(root: Path, listing: Listing) -> Iterator[Path]:
+    """Yield the files in a folder that are wanted, in no order. Links to folders are not followed."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: this folder cannot be listed ({error.strerror}).") from error
+
+    for folder, below, names in os.walk(root, onerror=refuse):
+        # work files and products may be folders too, with thousands of files in them
+        below[:] = [n for n in below if listing.recursive and not n.startswith(WORK_PREFIX) and not n.endswith(".zarr")]
+        for name in names:
+            if fnmatchcase(name, listing.pattern) if listing.pattern else Path(name).suffix.lower() in _RASTERS:
+                yield Path(folder, name)
+
+
+def _is_own(path: str, tokens: bool) -> bool:
+    """Whether a file is a product, work file or sidecar; with `tokens`, a token raster is none."""
+    name = os.path.basename(path)
+    if name.startswith(WORK_PREFIX) or name.lower().endswith(_BESIDE):
+        return True
+    if not _LIKE_A_PRODUCT.search(name):
+        return False
+    said = _provenance_text(path)
+    return said is not None and not (tokens and _task(said) == "tokenize")
+
+
+def _provenance_text(path: str) -> str | None:
+    """Return the tag in which tmtool said how it made a file, None if there is none or the file cannot be opened."""
+    import rasterio
+
+    try:
+        # without this GDAL lists the whole folder at each opening
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), opened(path) as src:
+            text: str | None = src.tags().get(PROVENANCE_TAG)
+            return text
+    except (InputError, UnicodeError):  # it is kept, and reported when it is its turn
+        return None
+
+
+def _task(provenance: str) -> str | None:
+    try:
+        said = json.loads(provenance)
+    except ValueError:
+        return None
+    return said.get("task") if isinstance(said, dict) else None
+
+
+def _entries(name: str, null: bool) -> list[str]:
+    """Return the entries of the list in the file `name`, or on standard input if that is `-`."""
+    where = "The list on standard input" if name == "-" else f"--files-from {name}"
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read ({error.strerror}).") from error
+    if not null and b"\0" in data:
+        raise UsageError(f"{where}: holds NUL characters, expected one path a line; is it NUL-separated? Then add -0.")
+    found = data.split(b"\0") if null else [line.strip() for line in data.splitlines()]
+    if b"-" in found:
+        raise UsageError(f"{where}: holds the entry -; a list cannot name standard input.")
+    return [os.fsdecode(entry) for entry in found if entry]
 
 
 def _stem(path: str) -> str:

@@ -29,6 +29,49 @@ Inputs = Annotated[
         show_default=False,
     ),
 ]
+Recursive = Annotated[
+    bool,
+    typer.Option(
+        "--recursive",
+        rich_help_panel=_IO,
+        help="Look into the folders of an input folder too, and mirror them under --output-dir.",
+    ),
+]
+Pattern = Annotated[
+    str | None,
+    typer.Option(
+        "--pattern",
+        metavar="GLOB",
+        rich_help_panel=_IO,
+        show_default="the endings of rasters",
+        help="Of input folders, take the files with such names only, as in '*_10m.tif'.",
+    ),
+]
+FilesFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--files-from",
+        metavar="F",
+        rich_help_panel=_IO,
+        help="Take inputs from this list too, one a line; - is standard input.",
+    ),
+]
+Null = Annotated[
+    bool,
+    typer.Option(
+        "-0", "--null", rich_help_panel=_IO, help="Lists of inputs are separated by NUL, as find -print0 writes them."
+    ),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="K/N",
+        rich_help_panel=_IO,
+        show_default="all scenes",
+        help="Run every N-th scene from the K-th, K from 1 to N: for N jobs that share one list, as in a SLURM array.",
+    ),
+]
 Out = Annotated[
     str,
     typer.Option(

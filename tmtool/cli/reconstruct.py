@@ -8,6 +8,11 @@ from tmtool.cli import options as o
 def reconstruct(
     inputs: o.Inputs = None,
     in_: o.In = None,
+    recursive: o.Recursive = False,
+    pattern: o.Pattern = None,
+    files_from: o.FilesFrom = None,
+    null: o.Null = False,
+    shard: o.Shard = None,
     output_dir: o.OutputDir = Path(),
     overwrite: o.Overwrite = False,
     s2_offset: o.S2Offset = None,
@@ -39,7 +44,7 @@ def reconstruct(
     tmtool reconstruct Santiago_S2L2A_tokens.tif
     """
     with o.command(quiet=quiet, verbose=verbose, log_file=log_file):
-        from tmtool.cli.inputs import scenes
+        from tmtool.cli.inputs import Listing, scenes
         from tmtool.cli.scenes import run_scenes
         from tmtool.job import Job
         from tmtool.models import Sampling
@@ -59,5 +64,6 @@ def reconstruct(
             precision=precision,
             overwrite=overwrite,
         )
-        found = scenes(inputs, output_dir, [in_] if in_ else [])
+        listing = Listing(inputs, recursive, pattern, files_from, null, shard, tokens=True)
+        found = scenes(listing, output_dir, [in_] if in_ else [])
         run_scenes(job, found, dry_run=dry_run, as_json=json_, quiet=quiet)
