@@ -70,7 +70,7 @@ LAYERS = [
     {"job", "engine"},
     {"tasks"},
     {"source", "plan", "batches", "models", "stitch", "products", "metrics", "progress"},
-    {"cog", "zarr", "geoparquet", "device", "noise"},
+    {"cog", "zarr", "geoparquet", "claims", "device", "noise"},
     {"writer"},
     {"modality", "grid", "errors"},
 ]
