@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench clean docs/tokens.png docs/embed.png
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -22,6 +22,15 @@ lint: .venv/installed
 	.venv/bin/mypy
 
 docs/demo.png: demo
+	$(PY) samples/render_demo.py out $@
+
+docs/tokens.png: .venv/installed
+	.venv/bin/tmtool tokenize samples/demo_scene.tif --model demo --output-dir out --overwrite
+	.venv/bin/tmtool reconstruct samples/demo_scene.tif --model demo --output-dir out --overwrite
+	$(PY) samples/render_demo.py out $@
+
+docs/embed.png: .venv/installed
+	.venv/bin/tmtool embed samples/demo_scene.tif --model demo --layer 1,-1 --output-dir out --overwrite
 	$(PY) samples/render_demo.py out $@
 
 bench: .venv/installed

@@ -1,10 +1,13 @@
 """Render the sample scene and its products side by side: `python samples/render_demo.py FOLDER PICTURE.png`.
 
-Reads `demo_scene_{LULC,NDVI,S1GRD}.tif` in FOLDER, as `make demo` writes them.
+FOLDER holds the products `demo_scene_*.tif` as the Makefile has them made. The name of PICTURE says which are rendered:
+demo.png, tokens.png or embed.png.
 """
 
+import json
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 
 SCENE = Path(__file__).parent / "demo_scene.tif"
+PATCH_PX = 16
 GAP_PX = 8
 
 
@@ -56,17 +60,58 @@ def ndvi(path: Path) -> NDArray[np.uint8]:
     return picture
 
 
+def tokens(path: Path) -> NDArray[np.uint8]:
+    """Return a token raster: the first three digits of each code as red, green and blue."""
+    with rasterio.open(path) as src:
+        codes, valid = src.read(1), src.read_masks(1) > 0
+        made = json.loads(src.tags()["TMTOOL_PROVENANCE"])
+    levels = [int(n) for n in made["codebook"].split("-")]
+    digits = np.stack([codes // np.prod(levels[:i], dtype=int) % levels[i] / (levels[i] - 1) for i in range(3)])
+    return _cells(np.where(valid, digits, 0))
+
+
+def components(path: Path) -> NDArray[np.uint8]:
+    """Return embeddings: their first three principal components as red, green and blue, from 2nd to 98th percentile."""
+    with rasterio.open(path) as src:
+        vectors = src.read().astype(float)
+    valid = ~np.isnan(vectors[0])
+    centred = vectors[:, valid].T - vectors[:, valid].mean(axis=1)
+    axes = np.linalg.svd(centred, full_matrices=False)[2][:3]
+    axes *= np.sign(axes[range(3), abs(axes).argmax(axis=1)])[:, None]  # an axis has no direction of its own
+    scores = centred @ axes.T
+    low, high = np.percentile(scores, [2, 98], axis=0)
+    shown = np.zeros((3, *valid.shape))
+    shown[:, valid] = np.clip((scores - low) / (high - low), 0, 1).T
+    return _cells(shown)
+
+
+def _cells(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Draw `(3, h, w)` from 0 to 1 on the scene's pixels: the last cells reach beyond it."""
+    with rasterio.open(SCENE) as src:
+        height, width = src.shape
+    pixels = values.repeat(PATCH_PX, axis=1).repeat(PATCH_PX, axis=2)[:, :height, :width]
+    return (pixels * 255).astype(np.uint8).transpose(1, 2, 0)
+
+
 def side_by_side(panels: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Join pictures of one height, white between them."""
     gap = np.full((panels[0].shape[0], GAP_PX, 3), 255, np.uint8)
     return np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
 
 
+PICTURES: dict[str, dict[str, Callable[[Path], NDArray[np.uint8]]]] = {
+    "demo": {"LULC": classes, "NDVI": ndvi, "S1GRD": radar},
+    "tokens": {"S2L2A_tokens": tokens, "S2L2A_rec": true_colour},
+    "embed": {"embed_layer1": components, "embed_layer2": components},
+}
+"""How each product in a picture is drawn, from left to right after the scene."""
+
+
 def main() -> None:
     """Write the picture."""
     folder, target = Path(sys.argv[1]), Path(sys.argv[2])
-    products = {m: folder / f"demo_scene_{m}.tif" for m in ("LULC", "NDVI", "S1GRD")}
-    panels = [true_colour(SCENE), classes(products["LULC"]), ndvi(products["NDVI"]), radar(products["S1GRD"])]
+    products = PICTURES[target.stem]
+    panels = [true_colour(SCENE), *(draw(folder / f"demo_scene_{name}.tif") for name, draw in products.items())]
     picture = side_by_side(panels)[::2, ::2]
     target.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
