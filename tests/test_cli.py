@@ -67,10 +67,13 @@ def test_log_file(tmtool: Any, tmp_path: Path, make_raster: Any, identity: str) 
 LAYERS = [
     {"cli"},
     {"run"},
+    {"writing"},
+    {"provenance"},
     {"job", "engine"},
     {"tasks"},
     {"source", "plan", "batches", "models", "stitch", "products", "metrics", "progress"},
     {"cog", "zarr", "geoparquet", "claims", "device", "noise"},
+    {"journal"},
     {"writer"},
     {"modality", "grid", "errors"},
 ]

@@ -22,7 +22,7 @@ from rasterio.crs import CRS
 import tmtool.geoparquet
 import tmtool.zarr
 from tests.conftest import TRANSFORM
-from tmtool.errors import ProductError
+from tmtool.errors import DiskError, ProductError
 from tmtool.geoparquet import GEOPARQUET
 from tmtool.grid import Grid
 from tmtool.writer import Format, Layout, Work, Writer
@@ -55,6 +55,7 @@ def embeddings(layout: Layout, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
 
 def write(path: Path, grid: Grid, layout: Layout, format: Format, values: np.ndarray, valid: np.ndarray) -> Path:
     writer = Writer(path, grid, layout, format)
+    writer.create()
     try:
         for row in range(0, grid.shape[0], 7):
             writer.write(row, values[:, row : row + 7], valid[row : row + 7])
@@ -338,7 +339,7 @@ def test_what_fails_leaves_nothing(
         raise error
 
     monkeypatch.setattr(Work, "rows", rows)
-    with pytest.raises(ProductError):
+    with pytest.raises((ProductError, DiskError)):
         write(tmp_path / f"e{format.ending}", UTM, FLOAT32, format, *embeddings(FLOAT32, UTM))
     assert list(tmp_path.iterdir()) == []
 
@@ -373,6 +374,7 @@ def test_memory_does_not_grow_with_height(tmp_path: Path, monkeypatch: pytest.Mo
     grid = Grid(UTM.crs, UTM.transform, (20_000, 8))
     layout = Layout(tuple(map(str, range(64))), "float32", float("nan"))
     writer = Writer(tmp_path / f"e{format.ending}", grid, layout, format)
+    writer.create()
     strip = np.random.default_rng(1).normal(size=(64, 500, 8)).astype(np.float32)
     for row in range(0, 20_000, 500):
         writer.write(row, strip, np.ones((500, 8), bool))

@@ -230,7 +230,7 @@ def test_tokens_of_another_tokenizer_are_refused(
     assert tmtool("tokenize", path, *run).exit_code == 0
     other = ("--model", "tiny", "--weights", "random", "-o", tmp_path / "x")
     result = tmtool("reconstruct", tmp_path / "scene_DEM_tokens.tif", *other)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "made by another tokenizer" in result.stderr
     assert not (tmp_path / "x").exists()
 

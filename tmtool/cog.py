@@ -7,6 +7,7 @@ from typing import Any
 
 import rasterio
 import rasterio.shutil
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from tmtool.errors import ProductError
@@ -32,7 +33,20 @@ def convert(work: Work, path: Path) -> None:
         _write_categories(sidecar(path), [name for name, _ in work.layout.classes])
 
 
-COG = Format(".tif", convert)
+def read_tags(path: Path) -> dict[str, str]:
+    """Return the tags of a COG; raises `ProductError` if it is no valid one, or cut off."""
+    try:
+        with quiet(), rasterio.open(path) as src:
+            last = Window(src.width - 1, src.height - 1, 1, 1)  # it lies at the end of the file
+            src.read(window=last)
+            tags: dict[str, str] = src.tags()
+        _check_layout(path)
+    except RasterioError as error:
+        raise ProductError(f"{path}: is damaged or cut off ({error}).") from error
+    return tags
+
+
+COG = Format(".tif", convert, read_tags)
 
 
 def _coded(work: Work) -> Path:
@@ -80,17 +94,21 @@ def _creation_options(layout: Layout) -> dict[str, str]:
 
 
 def _validate(path: Path, grid: Grid) -> None:
-    from rio_cogeo.cogeo import cog_validate
-
     with quiet(), rasterio.open(path) as src:
         same = src.transform == grid.transform and src.shape == grid.shape and src.crs == grid.crs
         found = Grid(src.crs, src.transform, src.shape)
     if not same:
         raise ProductError(f"{path}: the written file lies at {found}, expected {grid}. Please report this.")
+    _check_layout(path)
+
+
+def _check_layout(path: Path) -> None:
+    from rio_cogeo.cogeo import cog_validate
+
     with quiet():
         valid, errors, notes = cog_validate(path, strict=True, quiet=True)
     if not valid:
-        raise ProductError(f"{path}: GDAL wrote no valid COG: {'; '.join([*errors, *notes])}.")
+        raise ProductError(f"{path}: is no valid COG: {'; '.join([*errors, *notes])}.")
 
 
 def _write_categories(path: Path, names: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,11 +10,19 @@ from tmtool.batches import Feed, RollingRows, TileInput, collate, load, read_ahe
 from tmtool.grid import PATCH, BoolArray, FloatArray, OutputSpec, Strip, Tile, TileBatch
 from tmtool.models import TileModel
 from tmtool.plan import TilePlan
-from tmtool.stitch import Stitcher, scene_means
+from tmtool.stitch import Stitcher
 
 _READ_THREADS = (
     1  # each thread has a GDAL handle and block cache of its own: two would decode every block twice or more
 )
+
+
+@dataclass(frozen=True)
+class Block:
+    """Finished rows of all outputs; with them all product rows that begin above source row `row` are final."""
+
+    row: int
+    strips: Sequence[tuple[OutputSpec, Strip]]
 
 
 class Engine:
@@ -38,15 +47,17 @@ class Engine:
         self.empty_tiles, self.model_seconds = 0, 0.0
 
     def strips(self, rows: range | None = None) -> Iterator[tuple[OutputSpec, Strip]]:
-        """Yield the finished rows of every output, each output's from the top.
+        """Yield the finished rows of every output, each output's from the top; see `blocks`."""
+        for block in self.blocks(rows):
+            yield from block.strips
 
-        `rows` limits them to a block of source rows; blocks that share no row make up the whole scene, bit for bit
-        (but for outputs that are one mean of the scene).
+    def blocks(self, rows: range | None = None) -> Iterator["Block"]:
+        """Yield the finished rows of all outputs, a tile row at a time.
+
+        `rows` limits them to some source rows; parts that share no row make up the whole scene, bit for bit.
         """
-        return scene_means(self._stitched(rows if rows is not None else range(self.plan.shape[0])))
-
-    def _stitched(self, rows: range) -> Iterator[tuple[OutputSpec, Strip]]:
         plan = self.plan
+        rows = rows if rows is not None else range(plan.shape[0])
         asked = [plan.product_rows(rows, s) for s in self.specs]
         touched = [plan.tile_rows(r, s) for r, s in zip(asked, self.specs, strict=True) if len(r)]
         if not touched:
@@ -58,13 +69,15 @@ class Engine:
             for r, s in zip(asked, self.specs, strict=True)
         ]
         for done, outputs in self._model_outputs(tiles):
+            strips = []
             for spec, stitcher in zip(self.specs, stitchers, strict=True):
                 values = None if outputs is None or not spec.channels else outputs[spec.name]
-                for strip in stitcher.add(done.tile.index, plan.place(done.tile, spec), values, done.valid):
-                    yield spec, strip
-        for spec, stitcher in zip(self.specs, stitchers, strict=True):
-            for strip in stitcher.finish():
-                yield spec, strip
+                place = plan.place(done.tile, spec)
+                strips += [(spec, strip) for strip in stitcher.add(done.tile.index, place, values, done.valid)]
+            if strips:  # the first tile of a row makes final what lies above it, of all outputs
+                yield Block(plan.first_row(done.tile.tile_row), strips)
+        strips = [(spec, strip) for spec, s in zip(self.specs, stitchers, strict=True) for strip in s.finish()]
+        yield Block(rows.stop, strips)
 
     def _model_outputs(self, tiles: Sequence[Tile]) -> Iterator[tuple[TileInput, Mapping[str, Any] | None]]:
         """Yield every tile with the model's outputs for it, or None for an empty one."""

@@ -50,5 +50,9 @@ class ReadError(TmtoolError):
     """A raster that turned out to be damaged while it was read; what was begun is discarded."""
 
 
+class DiskError(TmtoolError):
+    """A file that could not be written, for want of space or because its disk failed."""
+
+
 class ProductError(TmtoolError):
     """A product that is wrong (non-finite, constant, not a valid COG) or could not be written; it gets no final name."""

@@ -59,7 +59,19 @@ def convert(work: Work, path: Path) -> None:
     _validate(path, work)
 
 
-GEOPARQUET = Format(".parquet", convert)
+def read_tags(path: Path) -> dict[str, str]:
+    """Return the tags in a file's metadata; raises `ProductError` if it is damaged or cut off."""
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowException
+
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+    except (OSError, ArrowException) as error:
+        raise ProductError(f"{path}: is damaged or cut off ({error}).") from error
+    return {key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"}
+
+
+GEOPARQUET = Format(".parquet", convert, read_tags)
 
 
 def _schema(work: Work) -> Any:

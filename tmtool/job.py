@@ -51,6 +51,7 @@ class Job:
     device: str = "auto"
     precision: str = "auto"
     overwrite: bool = False
+    resume: bool = True
 
     def check(self) -> list[str]:
         """Raise `UsageError` for options that cannot work together; return notes."""
@@ -189,7 +190,7 @@ def prepare(job: Job, scene: Scene, *, writes: bool = True) -> Prepared:
     if job.embedding.coords and prepared.grid.crs is None:
         raise InputError(f"{scene.path}: has no CRS, so its coordinates are not known; leave out --coords.")
     if writes:
-        _check_targets(prepared, job.overwrite)
+        _check_targets(prepared)
     return prepared
 
 
@@ -212,11 +213,8 @@ def _check_taken(job: Job, source: Source) -> None:
         )
 
 
-def _check_targets(prepared: Prepared, overwrite: bool) -> None:
+def _check_targets(prepared: Prepared) -> None:
     folder = prepared.scene.folder
-    existing = [p for p in prepared.targets if p.exists()]
-    if existing and not overwrite:
-        raise OutputError(f"{existing[0]}: exists already. Use --overwrite to replace it, or another --output-dir.")
     own = [p for p in prepared.targets if p.exists() and any(_same_file(p, s.path) for s in prepared.sources.values())]
     if own:
         raise OutputError(f"{own[0]}: is the input itself; choose another --output-dir.")

@@ -87,6 +87,10 @@ class TilePlan:
         """First source px of the i-th tile along either axis."""
         return -self.delta + i * self.tiling.stride
 
+    def first_row(self, tile_row: int) -> int:
+        """First source row that the tiles of a row contribute to: all above it is final when they come."""
+        return max(0, self.origin(tile_row) + self.delta)
+
     def tiles(self, tile_rows: range | None = None) -> Iterator[Tile]:
         """Yield the tiles of these tile rows (default: all) in order."""
         rows, cols = self.counts

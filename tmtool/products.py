@@ -160,7 +160,7 @@ def _check_finite(name: str, strip: Strip) -> None:
 def check_statistics(product: Product, statistics: Statistics, input_varies: bool) -> list[str]:
     """Raise `ProductError` for a continuous product that is constant though its input varies; return warnings."""
     if statistics.count == 0:
-        return [f"{product.suffix}: the input has no valid pixel, so the product is all nodata"]
+        return [f"{product.suffix}: the product is all nodata, as the input has no valid pixel"]
     if product.holes:
         return []
     rounding = 1e-5 * np.maximum(

@@ -1,43 +1,43 @@
 """The pipeline of one scene: the only module that wires all stages."""
 
 import logging
-import os
+import threading
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tmtool import __version__, models
+from tmtool import models
 from tmtool.batches import Feed
 from tmtool.device import Compute, batch_size, resolve
 from tmtool.engine import Engine, Lazy, Watch, patch_feed
 from tmtool.errors import InputError
-from tmtool.grid import BoolArray, FloatArray, OutputSpec, Strip, Window
-from tmtool.job import STRIPS_AHEAD, Job, Prepared, target
-from tmtool.metrics import CodeUse, Comparison
+from tmtool.grid import BoolArray, FloatArray, Window
+from tmtool.job import Job, Prepared
+from tmtool.journal import journal_path, read
 from tmtool.modality import MODALITIES
 from tmtool.models import ModelSpec, TileModel
 from tmtool.models.weights import WeightFile, digest, local_file, locate
-from tmtool.products import Product, check_statistics, tokenised
+from tmtool.products import tokenised
 from tmtool.progress import Reporter, SilentReporter
+from tmtool.provenance import Status, fingerprint, provenance_of, status_of, weights_text
 from tmtool.source import Reader, Source, centres, set_block_cache
 from tmtool.tasks import TASKS
-from tmtool.writer import Writer, provenance_tags
+from tmtool.writing import Writing, Written
 
 _log = logging.getLogger("tmtool")
 
 
 @dataclass(frozen=True)
 class SceneResult:
-    """What became of a scene that was run. `seconds` leaves out loading the model; `model_seconds` are its forward."""
+    """What became of a scene that was run. `seconds` leaves out loading the model; `model_seconds` are its forward.
+
+    `measured` holds by product what was found out about it: the use of codes, or the agreement with the input.
+    `from_row` is the source row that the run went on from.
+    """
 
     products: tuple[Path, ...]
     tiles: int
@@ -46,6 +46,7 @@ class SceneResult:
     model_seconds: float
     warnings: tuple[str, ...] = ()
     measured: Mapping[str, Any] = field(default_factory=dict)
+    from_row: int = 0
 
 
 class Runner:
@@ -62,31 +63,69 @@ class Runner:
         for inputs in dict.fromkeys(tuple(p.sources) for p in prepared):
             self._files(self.job.spec(inputs))
 
-    def run(self, prepared: Prepared) -> SceneResult:
-        """Run one scene to its products. On any error nothing is left of them. Raises `TmtoolError`."""
+    def status(self, prepared: Prepared) -> Status:
+        """Say whether a scene's products exist as this job would make them. Loads no model.
+
+        Raises `InputError` for tokens that another tokenizer made than the one that would decode them.
+        """
+        said = self._said(prepared, self._spec(self.job, prepared))
+        for source in prepared.sources.values():
+            if source.made and source.made.get("weights") != said["weights"]:
+                raise InputError(
+                    f"{source.path}: its tokens were made by another tokenizer ({source.made.get('model')}, "
+                    f"{weights_text(source.made.get('weights'))}) than the one in use ({said['model']}, "
+                    f"{weights_text(said['weights'])}). Use the --model and --weights that they were made with."
+                )
+        return status_of(prepared, said)
+
+    def run(self, prepared: Prepared, place: str = "", check: Callable[[], None] = lambda: None) -> SceneResult:
+        """Run one scene to its products, going on from where an earlier run was broken off.
+
+        On an error nothing is left of them; on a signal what is needed to go on. `place` is told beside the scene's name,
+        `check` is called before products get their names and may raise. Raises `TmtoolError`.
+        """
         start = time.monotonic()
         spec = self._spec(self.job, prepared)
-        batch = min(self.job.batch_size or batch_size(spec.compute.device), len(prepared.plan))
-        provenance = self._provenance(prepared, spec, batch)
-        _check_tokens(prepared, provenance)
+        said = self._said(prepared, spec)
+        batch = said["batch_size"] = self._batch(prepared, spec, said)
         prepared.scene.folder.mkdir(parents=True, exist_ok=True)
-        self.reporter.begin(prepared.scene.stem, len(prepared.plan))
+        name = f"{prepared.scene.stem} ({place})" if place else prepared.scene.stem
+        self.reporter.begin(name, len(prepared.plan))
         try:
             with ExitStack() as stack:
                 set_block_cache(list(prepared.sources.values()), prepared.plan.size)
                 scene = _Pipeline(self, prepared, spec, batch, stack)
-                writing = _Writing(prepared, provenance, stack)
-                for output, strip in scene.engine.strips():
-                    writing.put(output, strip)
+                writing = stack.enter_context(Writing(prepared, said, scene.watch))
+                row = writing.begin(self.job.resume)
+                for block in scene.engine.blocks(range(row, prepared.grid.shape[0])):
+                    writing.put(block)
+                writing.flush()
                 self.reporter.phase("writing products")
-                paths, warnings, measured = writing.finish(scene.watch)
+                written = _apart(lambda: writing.finish(check))
         finally:
             self.reporter.end()
         seconds = time.monotonic() - start - scene.build_seconds
-        engine = scene.engine
         return SceneResult(
-            paths, len(prepared.plan), engine.empty_tiles, seconds, scene.model_seconds, tuple(warnings), measured
+            products=written.paths,
+            tiles=len(prepared.plan),
+            empty_tiles=scene.engine.empty_tiles,
+            seconds=seconds,
+            model_seconds=scene.model_seconds,
+            warnings=tuple(written.warnings),
+            measured=written.measured,
+            from_row=row,
         )
+
+    def _batch(self, prepared: Prepared, spec: ModelSpec, said: Mapping[str, Any]) -> int:
+        """Return the tiles a batch: what was asked for, or what a run that will be gone on with began with, or the device's."""
+        if self.job.batch_size:
+            return min(self.job.batch_size, len(prepared.plan))
+        found = (
+            read(journal_path(prepared.scene.folder, prepared.scene.stem, self.job.task)) if self.job.resume else None
+        )
+        if found and found.header.get("making") == fingerprint(said):
+            return int(found.header["batch_size"])
+        return min(batch_size(spec.compute.device), len(prepared.plan))
 
     def _files(self, spec: ModelSpec) -> dict[WeightFile, Path] | None:
         if self.job.weights == models.RANDOM:
@@ -115,63 +154,26 @@ class Runner:
         """Return what makes the tokens that are decoded."""
         return self._spec(self.job.encoding(), prepared)
 
-    def _provenance(self, prepared: Prepared, spec: ModelSpec, batch: int) -> dict[str, Any]:
-        job, tiling = self.job, prepared.plan.tiling
+    def _said(self, prepared: Prepared, spec: ModelSpec) -> dict[str, Any]:
         weights: Any = models.RANDOM
         if spec.files is not None:
             self._digests |= {path: digest(path) for path in spec.files.values() if path not in self._digests}
             weights = {str(file): self._digests[path] for file, path in spec.files.items()}
-        said: dict[str, Any] = {
-            "tool": "tmtool",
-            "version": __version__,
-            "libraries": {name: _version(name) for name in ("terratorch", "torch", "rasterio")},
-            "task": job.task,
-            "model": job.model,
-            "weights": weights,
-            "inputs": {m: os.path.basename(s.path) for m, s in prepared.sources.items()},
-            "outputs": list(spec.outputs),
-            "offsets": {m: s.offset for m, s in prepared.sources.items() if s.modality.is_optical},
-            "seed": job.seed,
-            "sampling": vars(job.sampling),
-            "tiling": vars(tiling),
-            "precision": spec.compute.precision,
-            "device": spec.compute.device.partition(":")[0],
-            "batch_size": batch,
-        }
-        if job.task == "tokenize":
-            height, width = prepared.grid.shape
-            said["source"] = {"height": height, "width": width}
-            said["codebook"] = MODALITIES[spec.inputs[0]].codebook
-        if job.task == "embed":
-            said["bands"] = {m: list(spec.modality(m).bands) for m in spec.inputs}
-            said["embedding"] = vars(job.embedding) | vars(job.vectors)
-        if notice := notice_of(job):
-            said["warning"] = notice
-        return said
+        return provenance_of(self.job, prepared, spec, weights)
 
 
-def _check_tokens(prepared: Prepared, provenance: Mapping[str, Any]) -> None:
-    """Raise `InputError` for tokens that another tokenizer made than the one that would decode them."""
-    for source in prepared.sources.values():
-        if source.made and source.made["weights"] != provenance["weights"]:
-            raise InputError(
-                f"{source.path}: its tokens were made by another tokenizer ({source.made['model']}, "
-                f"{_weights_text(source.made['weights'])}) than the one in use ({provenance['model']}, "
-                f"{_weights_text(provenance['weights'])}). Use the --model and --weights that they were made with."
-            )
+def _apart(work: Callable[[], Written]) -> Written:
+    """Do `work` on a thread that nobody waits for at the end, so that a signal is heard while GDAL is busy for long."""
+    result: Future[Written] = Future()
 
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
 
-def _weights_text(weights: Any) -> str:
-    if not isinstance(weights, dict):
-        return f"{weights} weights"
-    return ", ".join(f"{name} {value[:12]}" for name, value in weights.items())
-
-
-def notice_of(job: Job) -> str:
-    """Return what users of a job's products have to know, or nothing."""
-    if job.weights == models.RANDOM:
-        return "RANDOM WEIGHTS: the products mean nothing. They show that the pipeline works, not what TerraMind does."
-    return models.find(job.model).notice
+    threading.Thread(target=run, name="build", daemon=True).start()
+    return result.result()
 
 
 class _Pipeline:
@@ -237,111 +239,3 @@ class _Pipeline:
     def model_seconds(self) -> float:
         """Time that models took, without building them."""
         return sum(engine.model_seconds for engine in self._engines) - self.build_seconds
-
-
-class _Writing:
-    """Writes all products of a scene on a thread of its own; they get their names when every one is complete and valid."""
-
-    def __init__(self, prepared: Prepared, provenance: Mapping[str, Any], stack: ExitStack) -> None:
-        self._prepared, self._provenance = prepared, provenance
-        self._writers: dict[str, Writer] = {}
-        self._products = {p.spec.name: p for p in prepared.products}
-        self._measures = {p.spec.name: m for p in prepared.products if (m := _measure(p, prepared, stack))}
-        for name, product in self._products.items():
-            grid = prepared.plan.product_grid(prepared.grid, product.spec)
-            self._writers[name] = Writer(target(prepared.scene, product), grid, product.layout, product.format)
-            stack.callback(self._writers[name].discard)
-        self._pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="write"))
-        self._pending: deque[Future[None]] = deque()
-
-    def put(self, output: OutputSpec, strip: Strip) -> None:
-        """Take finished rows; wait if the disk is far behind."""
-        self._pending.append(self._pool.submit(self._write, output.name, strip))
-        if len(self._pending) > STRIPS_AHEAD:
-            self._pending.popleft().result()
-
-    def _write(self, name: str, strip: Strip) -> None:
-        values = self._products[name].finish(strip)
-        self._writers[name].write(strip.row, values, strip.valid)
-        if name in self._measures:
-            self._measures[name].add(strip.row, values, strip.valid)
-
-    def finish(self, watch: Watch) -> tuple[tuple[Path, ...], list[str], dict[str, Any]]:
-        """Return the products' paths, warnings, and what was measured of them by their suffix."""
-        while self._pending:
-            self._pending.popleft().result()
-        warnings: list[str] = []
-        measured: dict[str, Any] = {}
-        complete = {name: self._complete(name) for name, product in self._products.items() if product.holes}
-        kept = [p for p in self._prepared.products if not complete.get(p.spec.name)]
-        beside = next((target(self._prepared.scene, p).name for p in kept if p.holes), None)
-        for product in kept:
-            writer, name = self._writers[product.spec.name], product.spec.name
-            warnings += check_statistics(product, writer.statistics, watch.varies)
-            said = dict(self._provenance) | {"modality": product.modality}
-            if complete:
-                said |= {"validity": beside, "task": "validity" if product.holes else said["task"]}
-            if name in self._measures:
-                measured[product.suffix] = self._measures[name].result()
-            writer.build(provenance_tags(said))
-        paths = {p: self._writers[p.spec.name].commit() for p in kept}
-        for p in self._prepared.products:
-            if p not in kept:
-                target(self._prepared.scene, p).unlink(missing_ok=True)  # of an older product with holes
-        return tuple(path for p, path in paths.items() if not p.holes), warnings, measured
-
-    def _complete(self, name: str) -> bool:
-        height, width = self._prepared.grid.shape
-        return self._writers[name].statistics.count == height * width
-
-
-class _Measure(Protocol):
-    """What is found out about a product while its rows go by."""
-
-    def add(self, row: int, values: NDArray[Any], valid: BoolArray) -> None: ...
-    def result(self) -> dict[str, Any]: ...
-
-
-class _Codes:
-    """The use of a codebook by a token raster."""
-
-    def __init__(self, source: Source) -> None:
-        self._use = CodeUse(source.modality.codebook, len(source.bands), 8 * np.dtype(source.dtype).itemsize)
-
-    def add(self, row: int, values: NDArray[Any], valid: BoolArray) -> None:
-        self._use.add(values, valid)
-
-    def result(self) -> dict[str, Any]:
-        return self._use.result()
-
-
-class _Agreement:
-    """The agreement of a reconstruction with the raster that it was made from, which is read again."""
-
-    def __init__(self, source: Source, stack: ExitStack) -> None:
-        self._reader = stack.enter_context(Reader(source))
-        self._comparison = Comparison(source.modality, source.grid.shape[1])
-
-    def add(self, row: int, values: NDArray[Any], valid: BoolArray) -> None:
-        reference, _ = self._reader.read(Window(row, 0, *valid.shape))
-        self._comparison.add(reference, values, valid)
-
-    def result(self) -> dict[str, Any]:
-        self._comparison.finish()
-        return self._comparison.result()
-
-
-def _measure(product: Product, prepared: Prepared, stack: ExitStack) -> _Measure | None:
-    if not product.measure:
-        return None
-    source = prepared.sources[product.modality]
-    if product.measure == "codes":
-        return _Codes(source)
-    return _Agreement(source, stack) if source.scale == 1 else None
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"

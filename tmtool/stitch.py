@@ -1,6 +1,6 @@
 """From tiles to finished rows: a rolling accumulator that is as high as one tile, however high the raster is."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -98,17 +98,20 @@ class Stitcher:
         yield Strip(start, self._values[:, at].copy(), self._valid[at].copy())
 
 
-def scene_means(strips: Iterable[tuple[OutputSpec, Strip]]) -> Iterator[tuple[OutputSpec, Strip]]:
-    """Pass strips on, but in place of those whose spec says so give one strip of one cell: the mean of all valid cells."""
-    sums: dict[OutputSpec, NDArray[np.float64]] = {}
-    counts: dict[OutputSpec, int] = {}
-    for spec, strip in strips:
-        if spec.pool != "scene":
-            yield spec, strip
-            continue
-        total = strip.values[:, strip.valid].sum(axis=1, dtype=np.float64)
-        sums[spec] = sums.get(spec, 0) + total
-        counts[spec] = counts.get(spec, 0) + int(strip.valid.sum())
-    for spec, total in sums.items():
-        mean = (total / max(counts[spec], 1)).astype(spec.dtype)
-        yield spec, Strip(0, mean[:, None, None], np.array([[counts[spec] > 0]]))
+class SceneMean:
+    """The mean of all valid cells of a scene, whose strips it takes one by one."""
+
+    def __init__(self, spec: OutputSpec) -> None:
+        self.spec = spec
+        self._total = np.zeros(spec.channels)
+        self._count = 0
+
+    def add(self, strip: Strip) -> None:
+        """Take a strip of cells."""
+        self._total += strip.values[:, strip.valid].sum(axis=1, dtype=np.float64)
+        self._count += int(strip.valid.sum())
+
+    def strip(self) -> Strip:
+        """Return the one row of one cell that holds the mean; it is valid if any cell was."""
+        mean = (self._total / max(self._count, 1)).astype(self.spec.dtype)
+        return Strip(0, mean[:, None, None], np.array([[self._count > 0]]))

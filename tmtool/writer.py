@@ -9,9 +9,9 @@ import glob
 import json
 import math
 import os
-import secrets
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from tmtool.errors import ProductError
+from tmtool.errors import DiskError, ProductError
 from tmtool.grid import BoolArray, Grid
 
 PROVENANCE_TAG = "TMTOOL_PROVENANCE"
@@ -122,12 +122,10 @@ class Work:
 
     def rows(self, height: int = 64) -> Iterator[tuple[int, NDArray[Any], BoolArray]]:
         """Yield (row, values `(bands, h, W)` in the layout's dtype with nodata filled in, validity `(h, W)`) from the top."""
-        layout = self.layout
-        _, nodata = layout.work
         with quiet(), rasterio.open(self.path) as src:
             for row in range(0, src.height, height):
                 values = src.read(window=Window(0, row, src.width, min(height, src.height - row)))
-                valid = ~np.isnan(values[0]) if math.isnan(nodata) else values[0] != nodata
+                valid = valid_in(values, self.layout)
                 yield row, self._encoded(values, valid), valid
 
     def _encoded(self, values: NDArray[Any], valid: BoolArray) -> NDArray[Any]:
@@ -139,61 +137,119 @@ class Work:
         return values.astype(layout.dtype)
 
 
+def valid_in(values: NDArray[Any], layout: Layout) -> BoolArray:
+    """Return which pixels `(h, W)` of a work file's rows `(bands, h, W)` hold data: those that do not have it have none."""
+    _, nodata = layout.work
+    return np.asarray(~np.isnan(values).all(axis=0) if math.isnan(nodata) else (values != nodata).any(axis=0), np.bool_)
+
+
 @dataclass(frozen=True)
 class Format:
     """A file format: the ending of its names, and what turns a work file into a complete file (or folder) at a path.
 
-    `convert` raises `ProductError`; what it writes beside, it writes to `sidecar(path)`.
+    `convert` raises `ProductError`; what it writes beside, it writes to `sidecar(path)`. `tags` returns the tags of a
+    product, or raises `ProductError` if it is not whole.
     """
 
     ending: str
     convert: Callable[[Work, Path], None]
+    tags: Callable[[Path], Mapping[str, str]]
 
 
 class Writer:
     """Writes one product. Call `write` for all rows, then `build`, then `commit`; `discard` removes whatever is left.
 
-    `write` and `build` may be called from another thread than the one that made the writer, one at a time.
+    `checkpoint` brings what was written to disk; `resume` goes on with the work file of a run that was broken off. `write`
+    and `build` may be called from another thread than the one that made the writer, one at a time.
     """
 
     def __init__(self, path: Path, grid: Grid, layout: Layout, format: Format) -> None:
         self.path, self.grid, self.layout, self.format = path, grid, layout, format
         self.statistics = Statistics(len(layout.bands))
-        self._token = f"{WORK_PREFIX}{path.stem}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._token = f"{WORK_PREFIX}{path.name}"
         self._work = path.with_name(f"{self._token}.work.tif")
         self._built = path.with_name(f"{self._token}.built{format.ending}")
-        height, width = grid.shape
-        dtype, nodata = layout.work
+        self._dst: Any = None
+        self._checksum = 0
+
+    def create(self) -> None:
+        """Begin an empty work file in place of what lies there, but for what was set aside."""
+        for path in (self._work, self._built):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        dtype, nodata = self.layout.work
+        height, width = self.grid.shape
+        self._open(
+            "w",
+            driver="GTiff",
+            count=len(self.layout.bands),
+            dtype=dtype,
+            height=height,
+            width=width,
+            crs=self.grid.crs,
+            transform=self.grid.transform,
+            nodata=nodata,
+            interleave="band",
+            blockysize=min(64, height),
+            bigtiff="yes",
+        )
+
+    def resume(self) -> None:
+        """Go on with the work file that is there. Raises `ProductError` if it is not one of this product."""
+        if self._built.is_dir():
+            shutil.rmtree(self._built)
+        self._open("r+")
+        found = (self._dst.shape, self._dst.count, self._dst.dtypes[0])
+        if found != (self.grid.shape, len(self.layout.bands), self.layout.work[0]):
+            raise ProductError(f"{self._work}: is no work file of {self.path}.")
+
+    def _open(self, mode: str, **profile: Any) -> None:
         try:
             with quiet():
-                self._dst: Any = rasterio.open(
-                    self._work,
-                    "w",
-                    driver="GTiff",
-                    count=len(layout.bands),
-                    dtype=dtype,
-                    height=height,
-                    width=width,
-                    crs=grid.crs,
-                    transform=grid.transform,
-                    nodata=nodata,
-                    interleave="band",
-                    blockysize=min(64, height),
-                    bigtiff="yes",
-                    sparse_ok="true",
-                )
+                self._dst = rasterio.open(self._work, mode, sparse_ok="true", **profile)
         except RasterioError as error:
-            self.discard()
-            raise ProductError(f"{path}: cannot create its work file ({error}).") from error
+            raise ProductError(f"{self.path}: cannot open its work file ({error}).") from error
 
     def write(self, row: int, values: NDArray[Any], valid: BoolArray) -> None:
         """Write rows `row...` of all bands: `values` `(bands, h, width)` in the work file's dtype, nodata where not `valid`."""
         filled = np.where(valid, values, np.asarray(self.layout.work[1], values.dtype))
-        self.statistics.add(values[:, valid])
+        self.count(filled, valid_in(filled, self.layout))
+        self._checksum = zlib.crc32(np.ascontiguousarray(filled).data, self._checksum)
         try:
             self._dst.write(filled, window=Window(0, row, values.shape[2], values.shape[1]))
         except RasterioError as error:
             raise self._disk_error(error) from error
+
+    def reread(self, row: int, stop: int) -> tuple[NDArray[Any], BoolArray, int]:
+        """Return rows that were written before as `(values, valid, checksum)`."""
+        try:
+            values = self._dst.read(window=Window(0, row, self.grid.shape[1], stop - row))
+        except RasterioError as error:
+            raise self._disk_error(error) from error
+        return values, valid_in(values, self.layout), zlib.crc32(np.ascontiguousarray(values).data)
+
+    def count(self, values: NDArray[Any], valid: BoolArray) -> None:
+        """Count rows in the statistics."""
+        self.statistics.add(values[:, valid])
+
+    def checkpoint(self) -> int:
+        """Wait until all rows are on disk; return the checksum of those since the last checkpoint."""
+        try:
+            self._dst.close()  # which is how GDAL lets go of what it holds
+            with self._work.open("rb") as file:
+                os.fsync(file.fileno())
+        except (RasterioError, OSError) as error:
+            raise self._disk_error(error) from error
+        self._open("r+")
+        checksum, self._checksum = self._checksum, 0
+        return checksum
+
+    def keep(self) -> None:
+        """Let go of the work file but leave it, for a later run to go on with."""
+        if self._dst is not None:
+            self._dst.close()
 
     def build(self, tags: Mapping[str, str]) -> None:
         """Turn the rows into the product with `tags`. Raises `ProductError`; nothing has its final name yet."""
@@ -203,7 +259,6 @@ class Writer:
                 self.format.convert(Work(self._work, self.grid, self.layout, self.statistics, tags), self._built)
         except (RasterioError, OSError) as error:
             raise self._disk_error(error) from error
-        self._work.unlink()
 
     def commit(self) -> Path:
         """Give the finished product its name: the sidecar first, then the product. Returns the path."""
@@ -227,20 +282,30 @@ class Writer:
         self._built.rename(self.path)
         shutil.rmtree(old, ignore_errors=True)
 
+    def set_aside(self) -> None:
+        """Rename the work file, which is of another run. It is removed when this one is done."""
+        if self._work.exists():
+            self._work.replace(self._work.with_name(f"{self._token}.aside.tif"))
+
     def discard(self) -> None:
         """Remove everything that has no final name. May be called at any time, any number of times."""
-        if hasattr(self, "_dst"):
+        if self._dst is not None:
             with contextlib.suppress(RasterioError):
                 self._dst.close()
-        for path in self.path.parent.glob(f"{glob.escape(self._token)}.*"):
+        for path in self.work_files(self.path):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 
-    def _disk_error(self, error: Exception) -> ProductError:
+    @staticmethod
+    def work_files(path: Path) -> list[Path]:
+        """Return what lies there without a final name of the product that will lie at `path`."""
+        return list(path.parent.glob(f"{glob.escape(f'{WORK_PREFIX}{path.name}')}.*"))
+
+    def _disk_error(self, error: Exception) -> DiskError:
         free = shutil.disk_usage(self.path.parent).free
-        return ProductError(f"{self.path}: writing failed with {free / 1e9:.2f} GB free on its disk ({error}).")
+        return DiskError(f"{self.path}: writing failed with {free / 1e9:.2f} GB free on its disk ({error}).")
 
 
 def sidecar(path: Path) -> Path:

@@ -67,7 +67,19 @@ def convert(work: Work, path: Path) -> None:
     _validate(path, grid, layout)
 
 
-ZARR = Format(".zarr", convert)
+def read_tags(path: Path) -> dict[str, str]:
+    """Return the attributes of a store; raises `ProductError` if it is damaged."""
+    import zarr
+
+    try:
+        group: Any = zarr.open_consolidated(path, mode="r")
+        group["embedding"][:1, :1, :1]
+    except (OSError, ValueError, KeyError) as error:
+        raise ProductError(f"{path}: is damaged ({error}).") from error
+    return {key: value for key, value in group.attrs.items() if isinstance(value, str)}
+
+
+ZARR = Format(".zarr", convert, read_tags)
 
 
 def _chunk(layout: Layout, shape: tuple[int, int]) -> tuple[int, int]:

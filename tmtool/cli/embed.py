@@ -15,6 +15,8 @@ def embed(
     shard: o.Shard = None,
     output_dir: o.OutputDir = Path(),
     overwrite: o.Overwrite = False,
+    stale: o.Stale = "error",
+    resume: o.Resume = True,
     s2_offset: o.S2Offset = None,
     layer: o.Layer = "-1",
     merge: o.Merge = "mean",
@@ -41,9 +43,13 @@ def embed(
     delta: o.PatchDelta = 16,
     dry_run: o.DryRun = False,
     json_: o.Json = False,
+    report: o.Report = None,
+    fail_fast: o.FailFast = False,
+    retries: o.Retries = 0,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     log_file: o.LogFile = None,
+    log_format: o.LogFormat = "text",
 ) -> None:
     """Embed rasters with TerraMind's encoder: one vector for each patch of 16 x 16 px.
 
@@ -54,9 +60,9 @@ def embed(
 
     tmtool embed --in S2L2A=s2.tif --in S1RTC=s1.tif --in DEM=dem.tif --format geoparquet
     """
-    with o.command(quiet=quiet, verbose=verbose, log_file=log_file):
+    with o.command(quiet=quiet, verbose=verbose, log_file=log_file, log_format=log_format):
         from tmtool.cli.inputs import Listing, bands_of, scenes
-        from tmtool.cli.scenes import run_scenes
+        from tmtool.cli.scenes import Manners, run_scenes
         from tmtool.job import Job
         from tmtool.modality import find
         from tmtool.models import Embedding, Sampling
@@ -82,7 +88,8 @@ def embed(
             device=device,
             precision=precision,
             overwrite=overwrite,
+            resume=resume,
         )
         listing = Listing(inputs, recursive, pattern, files_from, null, shard)
         found = scenes(listing, output_dir, in_ or (), chosen)
-        run_scenes(job, found, dry_run=dry_run, as_json=json_, quiet=quiet)
+        run_scenes(job, found, Manners(dry_run, json_, quiet, stale, fail_fast, retries, report))

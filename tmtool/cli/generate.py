@@ -16,6 +16,8 @@ def generate(
     shard: o.Shard = None,
     output_dir: o.OutputDir = Path(),
     overwrite: o.Overwrite = False,
+    stale: o.Stale = "error",
+    resume: o.Resume = True,
     s2_offset: o.S2Offset = None,
     model: o.Model = "base",
     weights: o.Weights = None,
@@ -35,9 +37,13 @@ def generate(
     delta: o.Delta = 8,
     dry_run: o.DryRun = False,
     json_: o.Json = False,
+    report: o.Report = None,
+    fail_fast: o.FailFast = False,
+    retries: o.Retries = 0,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     log_file: o.LogFile = None,
+    log_format: o.LogFormat = "text",
 ) -> None:
     """Generate modalities from a raster: radar, land cover, elevation, ... as georeferenced COGs.
 
@@ -47,9 +53,9 @@ def generate(
 
     tmtool generate --in S2L2A=s2.tif --in DEM=dem.tif --out S1GRD
     """
-    with o.command(quiet=quiet, verbose=verbose, log_file=log_file):
+    with o.command(quiet=quiet, verbose=verbose, log_file=log_file, log_format=log_format):
         from tmtool.cli.inputs import Listing, scenes
-        from tmtool.cli.scenes import run_scenes
+        from tmtool.cli.scenes import Manners, run_scenes
         from tmtool.job import Job
         from tmtool.modality import find
         from tmtool.models import Sampling
@@ -69,6 +75,11 @@ def generate(
             device=device,
             precision=precision,
             overwrite=overwrite,
+            resume=resume,
         )
         listing = Listing(inputs, recursive, pattern, files_from, null, shard)
-        run_scenes(job, scenes(listing, output_dir, in_ or ()), dry_run=dry_run, as_json=json_, quiet=quiet)
+        run_scenes(
+            job,
+            scenes(listing, output_dir, in_ or ()),
+            Manners(dry_run, json_, quiet, stale, fail_fast, retries, report),
+        )

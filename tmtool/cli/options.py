@@ -1,7 +1,9 @@
 """Options that commands share, each declared once, and what surrounds every command: logging, signals, exit status."""
 
 import functools
+import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -340,6 +342,45 @@ DryRun = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", rich_help_panel=_RUN, help="Print a JSON object a scene instead of paths.")
 ]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no-resume",
+        rich_help_panel=_RUN,
+        envvar="TMTOOL_RESUME",
+        help="Go on with a scene where an earlier run was broken off, or begin it afresh.",
+    ),
+]
+Stale = Annotated[
+    Literal["error", "redo", "keep"],
+    typer.Option(
+        "--stale",
+        rich_help_panel=_RUN,
+        envvar="TMTOOL_STALE",
+        help="What to do with products that exist and were made with other parameters, weights or inputs.",
+    ),
+]
+FailFast = Annotated[
+    bool, typer.Option("--fail-fast", rich_help_panel=_RUN, help="Stop at the first scene that fails.")
+]
+Retries = Annotated[
+    int,
+    typer.Option(
+        "--retries", metavar="N", min=0, rich_help_panel=_RUN, help="Try a scene again after a disk's errors."
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report", metavar="F", rich_help_panel=_RUN, help="Write what became of all scenes to this JSON file."
+    ),
+]
+LogFormat = Annotated[
+    Literal["text", "json"],
+    typer.Option(
+        "--log-format", rich_help_panel=_RUN, envvar="TMTOOL_LOG_FORMAT", help="Of standard error and --log-file."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", rich_help_panel=_RUN, help="Only warnings and errors.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", rich_help_panel=_RUN, help="Say more.")]
 LogFile = Annotated[
@@ -370,38 +411,62 @@ def batch_size(text: str) -> int | None:
         raise errors.UsageError(f"--batch-size {text}: give a number or auto.") from None
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived."""
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived; raised in the main thread between two steps of whatever it does."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.name = signal.Signals(signum).name
+        self.exit_code = errors.EXIT_INTERRUPTED if signum == signal.SIGINT else errors.EXIT_TERMINATED
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise Terminated
+def _stop(signum: int, frame: FrameType | None) -> None:
+    for number in _SIGNALS:
+        signal.signal(number, _stop_at_once)
+    raise Stopped(signum)
+
+
+def _stop_at_once(signum: int, frame: FrameType | None) -> None:
+    os._exit(128 + signum)  # nothing needs cleaning up: work files and journals are what a later run goes on with
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def command(*, quiet: bool = False, verbose: bool = False, log_file: Path | None = None) -> Iterator[None]:
+def command(
+    *, quiet: bool = False, verbose: bool = False, log_file: Path | None = None, log_format: str = "text"
+) -> Iterator[None]:
     """Set up logging, then turn errors and signals into a message and an exit status."""
-    handlers = _handlers(log_file, logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+    handlers = _handlers(log_file, level, log_format)
+    previous = {number: signal.signal(number, _stop) for number in _SIGNALS}
+    log = logging.getLogger("tmtool")
     try:
         yield
     except errors.TmtoolError as error:
-        logging.getLogger("tmtool").error("%s", error)
+        log.error("%s", error)
         raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        logging.getLogger("tmtool").error("Interrupted; unfinished products were removed.")
-        raise typer.Exit(errors.EXIT_INTERRUPTED) from None
-    except Terminated:
-        logging.getLogger("tmtool").error("Terminated; unfinished products were removed.")
-        raise typer.Exit(errors.EXIT_TERMINATED) from None
+    except Stopped as stop:
+        log.error("Stopped by %s. The same command goes on from here.", stop.name)
+        raise typer.Exit(stop.exit_code) from None
     except BrokenPipeError:  # whoever read our output has gone
         sys.stderr.close()
         raise typer.Exit(errors.EXIT_SOME_FAILED) from None
     finally:
-        signal.signal(signal.SIGTERM, previous)
-        for handler in handlers:
-            logging.getLogger("tmtool").removeHandler(handler)
-            handler.close()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for log_handler in handlers:
+            log.removeHandler(log_handler)
+            log_handler.close()
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname.lower()}
+        return json.dumps(said | {"message": record.getMessage()})
 
 
 class _StderrHandler(logging.Handler):
@@ -409,7 +474,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
-        if record.levelno >= logging.WARNING:
+        if record.levelno >= logging.WARNING and not isinstance(self.formatter, _JsonFormatter):
             text = f"{record.levelname.capitalize()}: {text}"
         if sys.stderr.isatty():
             console().print(text, markup=False, highlight=False, soft_wrap=True)
@@ -417,18 +482,21 @@ class _StderrHandler(logging.Handler):
             print(text, file=sys.stderr)
 
 
-def _handlers(log_file: Path | None, level: int) -> list[logging.Handler]:
+def _handlers(log_file: Path | None, level: int, log_format: str) -> list[logging.Handler]:
     logger = logging.getLogger("tmtool")
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
     handlers: list[logging.Handler] = [_StderrHandler(level)]
+    if log_format == "json":
+        handlers[0].setFormatter(_JsonFormatter())
     if log_file is not None:
         try:
             handlers.append(logging.FileHandler(log_file))
         except OSError as error:
             typer.echo(f"Error: --log-file {log_file}: cannot be written ({error.strerror}).", err=True)
             raise typer.Exit(errors.EXIT_NOTHING_TO_DO) from None
-        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+        handlers[-1].setFormatter(_JsonFormatter() if log_format == "json" else text)
         handlers[-1].setLevel(min(level, logging.INFO))
     for handler in handlers:
         logger.addHandler(handler)

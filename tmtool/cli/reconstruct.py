@@ -15,6 +15,8 @@ def reconstruct(
     shard: o.Shard = None,
     output_dir: o.OutputDir = Path(),
     overwrite: o.Overwrite = False,
+    stale: o.Stale = "error",
+    resume: o.Resume = True,
     s2_offset: o.S2Offset = None,
     model: o.Model = "base",
     weights: o.Weights = None,
@@ -30,9 +32,13 @@ def reconstruct(
     delta: o.PatchDelta = 16,
     dry_run: o.DryRun = False,
     json_: o.Json = False,
+    report: o.Report = None,
+    fail_fast: o.FailFast = False,
+    retries: o.Retries = 0,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     log_file: o.LogFile = None,
+    log_format: o.LogFormat = "text",
 ) -> None:
     """Decode tokens to pixels: of a token raster, or of a raster that is tokenized on the way.
 
@@ -43,9 +49,9 @@ def reconstruct(
 
     tmtool reconstruct Santiago_S2L2A_tokens.tif
     """
-    with o.command(quiet=quiet, verbose=verbose, log_file=log_file):
+    with o.command(quiet=quiet, verbose=verbose, log_file=log_file, log_format=log_format):
         from tmtool.cli.inputs import Listing, scenes
-        from tmtool.cli.scenes import run_scenes
+        from tmtool.cli.scenes import Manners, run_scenes
         from tmtool.job import Job
         from tmtool.models import Sampling
         from tmtool.plan import Tiling
@@ -63,7 +69,8 @@ def reconstruct(
             device=device,
             precision=precision,
             overwrite=overwrite,
+            resume=resume,
         )
         listing = Listing(inputs, recursive, pattern, files_from, null, shard, tokens=True)
         found = scenes(listing, output_dir, [in_] if in_ else [])
-        run_scenes(job, found, dry_run=dry_run, as_json=json_, quiet=quiet)
+        run_scenes(job, found, Manners(dry_run, json_, quiet, stale, fail_fast, retries, report))

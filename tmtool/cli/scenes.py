@@ -1,81 +1,69 @@
-"""What every command that makes products does with its scenes: check all, run all, print results."""
+"""What every command that makes products does with its scenes: check all, run those that are not done, print results."""
 
 import json
 import logging
 import sys
+import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import typer
 
 from tmtool import errors
+from tmtool.claims import Claim, claim, owner
 from tmtool.cli import options
+from tmtool.cli.outcome import Outcome, Tally
 from tmtool.job import Job, Prepared, Scene, prepare
 from tmtool.metrics import code_use_text, comparison_text
 from tmtool.progress import LineReporter, Reporter, RichReporter, SilentReporter
-from tmtool.run import Runner, SceneResult, notice_of
+from tmtool.provenance import Status, notice_of
+from tmtool.run import Runner
 
 _log = logging.getLogger("tmtool")
 
+_LOOK_AGAIN_S = 1.0
+"""How long to wait before looking again at scenes that other processes work on."""
 
-def run_scenes(job: Job, found: Sequence[Scene], *, dry_run: bool, as_json: bool, quiet: bool) -> None:
+
+@dataclass(frozen=True)
+class Manners:
+    """How a run behaves towards its surroundings; the names are the command line's."""
+
+    dry_run: bool = False
+    json: bool = False
+    quiet: bool = False
+    stale: Literal["error", "redo", "keep"] = "error"
+    fail_fast: bool = False
+    retries: int = 0
+    report: Path | None = None
+
+
+def run_scenes(job: Job, found: Sequence[Scene], manners: Manners) -> None:
     """Run `job` over the scenes; raises `typer.Exit` unless all is well."""
     for note in job.check():
         _log.warning("%s", note)
     if notice := notice_of(job):
         _log.warning("%s", notice)
-    ready, failed = _prepare_all(job, found, as_json)
-    if not ready:
-        raise typer.Exit(errors.EXIT_NOTHING_TO_DO)
-    with ExitStack() as stack:
-        runner = Runner(job, _reporter(stack, quiet))
-        if not dry_run:
-            runner.locate_weights(ready)
-        for prepared in ready:
-            if dry_run:
-                _print(prepared, "planned", as_json)
-                continue
-            try:
-                result = runner.run(prepared)
-            except errors.TmtoolError as error:
-                if isinstance(error, errors.DeviceError | errors.WeightsError):  # which no scene can do without
-                    raise
-                failed += 1
-                _log.error("%s", error)
-                if as_json:
-                    _print_json(prepared.scene, "failed", error=error)
-                continue
-            _report(prepared, result)
-            _print(prepared, "done", as_json, result)
-    if failed:
-        raise typer.Exit(errors.EXIT_SOME_FAILED)
-
-
-def _prepare_all(job: Job, found: Sequence[Scene], as_json: bool) -> tuple[list[Prepared], int]:
-    """Check every scene before anything is loaded; return those that can run and the number of those that cannot."""
-    ready: list[Prepared] = []
-    for scene in found:
-        try:
-            prepared = prepare(job, scene)
-        except errors.TmtoolError as error:
-            _log.error("%s", error)
-            if as_json:
-                _print_json(scene, "invalid", error=error)
-            continue
-        for source in prepared.sources.values():
-            _log.debug(
-                "%s: %s by %s; offset %g (%s)",
-                scene.path,
-                source.modality.name,
-                source.modality_why,
-                source.offset,
-                source.offset_why,
-            )
-            for warning in source.warnings:
-                _log.warning("%s: %s", scene.path, warning)
-        ready.append(prepared)
-    return ready, len(found) - len(ready)
+    tally = Tally()
+    ended_by = "an error"
+    try:
+        with ExitStack() as stack:
+            _Batch(job, manners, Runner(job, _reporter(stack, manners.quiet)), tally).run(found)
+        ended_by = "itself"
+    except options.Stopped as stop:
+        ended_by = stop.name
+        raise
+    finally:
+        if len(found) > 1 and tally.outcomes:
+            _log.info("%s", tally.text())
+        if manners.report:
+            tally.write(manners.report, ended_by)
+    if tally.exit_code:
+        raise typer.Exit(tally.exit_code)
 
 
 def _reporter(stack: ExitStack, quiet: bool) -> Reporter:
@@ -86,53 +74,165 @@ def _reporter(stack: ExitStack, quiet: bool) -> Reporter:
     return LineReporter()
 
 
-def _report(prepared: Prepared, result: SceneResult) -> None:
+class _FailedFast(Exception):
+    """A scene has failed, and no other is to be begun."""
+
+
+class _Batch:
+    """The scenes of one run."""
+
+    def __init__(self, job: Job, manners: Manners, runner: Runner, tally: Tally) -> None:
+        self.job, self.manners, self.runner, self.tally = job, manners, runner, tally
+
+    def run(self, found: Sequence[Scene]) -> None:
+        """Check all scenes, then run those that are not done; come back to those that other processes work on."""
+        try:
+            ready = self._checked(found)
+            if ready and not self.manners.dry_run:
+                self.runner.locate_weights(ready)
+            waiting = deque(p for p in ready if self._is_due(p))
+            total, said = len(waiting), False
+            if self.manners.dry_run:
+                for prepared in waiting:
+                    self._tell(Outcome(prepared.scene, "planned", prepared))
+                return
+            busy = 0
+            while waiting:
+                prepared = waiting.popleft()
+                if self._take(prepared, f"{total - len(waiting)} of {total}"):
+                    busy = 0
+                    continue
+                waiting.append(prepared)
+                busy += 1
+                if busy == len(waiting):  # others work on all that are left
+                    if not said:
+                        by = owner(prepared.scene.folder, self._claim_name(prepared))
+                        _log.info("waiting for %d scenes that others work on (%s)", busy, by or "just released")
+                    said, busy = True, 0
+                    time.sleep(_LOOK_AGAIN_S)
+        except _FailedFast:
+            _log.error("stopped at the first failure, as --fail-fast asks")
+
+    def _checked(self, found: Sequence[Scene]) -> list[Prepared]:
+        """Check every scene before anything is loaded; return those that can be used."""
+        ready: list[Prepared] = []
+        by_target: dict[Path, Scene] = {}
+        for scene in found:
+            try:
+                prepared = prepare(self.job, scene)
+                for path in prepared.targets:
+                    if (other := by_target.setdefault(path, scene)) is not scene:
+                        raise errors.UsageError(
+                            f"{scene.path}: would write {path}, as {other.path} does; run it apart."
+                        )
+            except errors.TmtoolError as error:
+                self._failed(Outcome(scene, "invalid", error=error))
+                continue
+            for source in prepared.sources.values():
+                why = (source.modality.name, source.modality_why, source.offset, source.offset_why)
+                _log.debug("%s: %s by %s; offset %g (%s)", scene.path, *why)
+                for warning in source.warnings:
+                    _log.warning("%s: %s", scene.path, warning)
+            ready.append(prepared)
+        return ready
+
+    def _is_due(self, prepared: Prepared) -> bool:
+        """Whether a scene is to be run: not if its products are there, or stand in the way."""
+        try:
+            status = self._status(prepared)
+        except errors.TmtoolError as error:
+            if isinstance(error, errors.WeightsError) and not self.manners.dry_run:
+                raise
+            self._failed(Outcome(prepared.scene, "invalid", prepared, error=error))
+            return False
+        if status.kind == "done" and not self.job.overwrite:
+            self._tell(Outcome(prepared.scene, "skipped", prepared, why="done before"))
+            return False
+        if status.kind == "absent" or self.job.overwrite or self.manners.stale == "redo":
+            return True
+        if self.manners.stale == "keep":
+            self._tell(Outcome(prepared.scene, "kept", prepared, why=status.why))
+            return False
+        in_the_way = errors.OutputError(
+            f"{status.why}. Use --overwrite or --stale redo to make it again, --stale keep to leave it, or another "
+            "--output-dir."
+        )
+        self._failed(Outcome(prepared.scene, "invalid", prepared, error=in_the_way))
+        return False
+
+    def _status(self, prepared: Prepared) -> Status:
+        from_tokens = any(source.made for source in prepared.sources.values())
+        if not from_tokens and not any(path.exists() for path in prepared.targets):
+            return Status("absent")  # without asking for weights
+        return self.runner.status(prepared)
+
+    def _claim_name(self, prepared: Prepared) -> str:
+        return f"{prepared.scene.stem}_{self.job.task}"
+
+    def _take(self, prepared: Prepared, place: str) -> bool:
+        """Run a scene, unless another process works on it: then return False."""
+        folder = prepared.scene.folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held = claim(folder, self._claim_name(prepared))
+            if held is None:
+                return False
+            with held:
+                if not self.job.overwrite and self._status(prepared).kind == "done":  # by another process, just now
+                    self._tell(Outcome(prepared.scene, "skipped", prepared, why="done by another process"))
+                else:
+                    self._run(prepared, held, place)
+        except OSError as error:
+            raise errors.OutputError(f"{folder}: cannot be written to ({error.strerror}).") from error
+        except (errors.DeviceError, errors.WeightsError):  # which no scene can do without
+            raise
+        except errors.TmtoolError as error:
+            self._failed(Outcome(prepared.scene, "failed", prepared, error=error))
+        return True
+
+    def _run(self, prepared: Prepared, held: Claim, place: str) -> None:
+        for attempt in range(self.manners.retries + 1):
+            try:
+                result = self.runner.run(prepared, place, held.check)
+            except (errors.ReadError, errors.DiskError) as error:
+                if attempt == self.manners.retries:
+                    raise
+                _log.warning("%s Trying again (%d of %d).", error, attempt + 1, self.manners.retries)
+                continue
+            self._tell(Outcome(prepared.scene, "done", prepared, result))
+            return
+
+    def _failed(self, outcome: Outcome) -> None:
+        _log.error("%s", outcome.error)
+        self._tell(outcome)
+        if self.manners.fail_fast:
+            raise _FailedFast
+
+    def _tell(self, outcome: Outcome) -> None:
+        """Say on standard output and in the log what became of a scene."""
+        self.tally.outcomes.append(outcome)
+        if outcome.why:
+            _log.info("%s: %s, %s", outcome.scene.stem, outcome.status, outcome.why)
+        if outcome.result is not None:
+            _log_result(outcome)
+        if self.manners.json:
+            print(json.dumps(outcome.facts()), flush=True)
+            return
+        for path in outcome.paths:
+            print(path, flush=True)
+
+
+def _log_result(outcome: Outcome) -> None:
+    result, prepared, stem = outcome.result, outcome.prepared, outcome.scene.stem
+    if result is None or prepared is None:
+        return
     for warning in result.warnings:
-        _log.warning("%s: %s", prepared.scene.path, warning)
-    _log.info(
-        "%s: %d tiles (%d empty) in %.1f s", prepared.scene.stem, result.tiles, result.empty_tiles, result.seconds
-    )
+        _log.warning("%s: %s", outcome.scene.path, warning)
+    _log.info("%s: %d tiles (%d empty) in %.1f s", stem, result.tiles, result.empty_tiles, result.seconds)
     for product in prepared.products:
         if facts := result.measured.get(product.suffix):
             source = prepared.sources[product.modality]
             text = code_use_text(facts) if product.measure == "codes" else comparison_text(facts, source.modality)
-            _log.info("%s_%s: %s", prepared.scene.stem, product.suffix, text)
+            _log.info("%s_%s: %s", stem, product.suffix, text)
     share = 100 * result.model_seconds / max(result.seconds, 1e-9)
-    _log.debug("%s: %.0f %% of the time in the model's forward", prepared.scene.stem, share)
-
-
-def _print(prepared: Prepared, status: str, as_json: bool, result: SceneResult | None = None) -> None:
-    if as_json:
-        _print_json(prepared.scene, status, prepared, result)
-        return
-    for path in result.products if result else _planned(prepared).values():
-        print(path, flush=True)
-
-
-def _planned(prepared: Prepared) -> dict[str, str]:
-    return {p.suffix: str(t) for p, t in zip(prepared.products, prepared.targets, strict=True) if not p.holes}
-
-
-def _print_json(
-    scene: Scene,
-    status: str,
-    prepared: Prepared | None = None,
-    result: SceneResult | None = None,
-    error: errors.TmtoolError | None = None,
-) -> None:
-    said: dict[str, Any] = {"status": status, "inputs": [path for _, path in scene.inputs], "products": {}}
-    if prepared is not None:
-        said["inputs"] = {m: s.path for m, s in prepared.sources.items()}
-        said["products"] = _planned(prepared)
-        said["tiles"] = len(prepared.plan)
-    if result is not None:
-        said |= {
-            "empty_tiles": result.empty_tiles,
-            "seconds": round(result.seconds, 3),
-            "model_seconds": round(result.model_seconds, 3),
-            "warnings": list(result.warnings),
-            "measured": dict(result.measured),
-        }
-    if error is not None:
-        said["error"] = {"kind": type(error).__name__, "message": str(error)}
-    print(json.dumps(said), flush=True)
+    _log.debug("%s: %.0f %% of the time in the model's forward", stem, share)

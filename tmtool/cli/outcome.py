@@ -1,0 +1,118 @@
+"""What became of each scene of a run, for standard output, the report and the closing lines."""
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tmtool import __version__, errors
+from tmtool.job import Prepared, Scene
+from tmtool.run import SceneResult
+
+STATUSES = ("planned", "done", "skipped", "kept", "failed", "invalid")
+
+
+@dataclass
+class Outcome:
+    """What became of one scene: its status (one of `STATUSES`), and why if that needs saying."""
+
+    scene: Scene
+    status: str
+    prepared: Prepared | None = None
+    result: SceneResult | None = None
+    error: Exception | None = None
+    why: str = ""
+
+    @property
+    def bad(self) -> bool:
+        """Whether the scene has no products, though it should."""
+        return self.status in ("failed", "invalid")
+
+    @property
+    def paths(self) -> list[str]:
+        """The products that exist, or would."""
+        if self.result is not None:
+            return [str(path) for path in self.result.products]
+        return list(planned(self.prepared).values()) if self.prepared and not self.bad else []
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything about it, ready for JSON."""
+        said: dict[str, Any] = {
+            "status": self.status,
+            "inputs": [path for _, path in self.scene.inputs],
+            "products": {},
+        }
+        if self.prepared is not None:
+            said["inputs"] = {m: s.path for m, s in self.prepared.sources.items()}
+            said["products"] = planned(self.prepared)
+            said["tiles"] = len(self.prepared.plan)
+        if self.status == "planned" and self.prepared is not None:
+            said["disk_bytes"] = self.prepared.disk_bytes
+        if self.why:
+            said["why"] = self.why
+        if self.result is not None:
+            said |= {
+                "empty_tiles": self.result.empty_tiles,
+                "seconds": round(self.result.seconds, 3),
+                "model_seconds": round(self.result.model_seconds, 3),
+                "from_row": self.result.from_row,
+                "warnings": list(self.result.warnings),
+                "measured": dict(self.result.measured),
+            }
+        if self.error is not None:
+            code = self.error.exit_code if isinstance(self.error, errors.TmtoolError) else errors.EXIT_SOME_FAILED
+            said["error"] = {"kind": type(self.error).__name__, "code": code, "message": str(self.error)}
+        return said
+
+
+def planned(prepared: Prepared) -> dict[str, str]:
+    """Return where each product of a scene goes."""
+    return {p.suffix: str(t) for p, t in zip(prepared.products, prepared.targets, strict=True) if not p.holes}
+
+
+@dataclass
+class Tally:
+    """The outcomes of a run, and when it began."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    began: float = field(default_factory=time.time)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return how many scenes came to which end, those that occur."""
+        found = {status: sum(o.status == status for o in self.outcomes) for status in STATUSES}
+        return {status: count for status, count in found.items() if count}
+
+    @property
+    def exit_code(self) -> int:
+        """Return the exit status: 2 if no scene could be used at all, 1 if some have failed."""
+        if self.outcomes and all(o.status == "invalid" for o in self.outcomes):
+            return errors.EXIT_NOTHING_TO_DO
+        return errors.EXIT_SOME_FAILED if any(o.bad for o in self.outcomes) else 0
+
+    def text(self) -> str:
+        """Return the closing lines."""
+        lines = [f"{len(self.outcomes)} scenes: " + ", ".join(f"{n} {status}" for status, n in self.counts.items())]
+        lines += [f"  {o.status:<8} {o.scene.path}" for o in self.outcomes if o.bad]
+        return "\n".join(lines)
+
+    def write(self, path: Path, ended_by: str) -> None:
+        """Write the report of the run, whole or not at all. Raises `OutputError`."""
+        report = {
+            "tool": "tmtool",
+            "version": __version__,
+            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
+            "seconds": round(time.time() - self.began, 3),
+            "ended_by": ended_by,
+            "counts": self.counts,
+            "scenes": [o.facts() for o in self.outcomes],
+        }
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(report, indent=1) + "\n")
+            part.replace(path)
+        except OSError as error:
+            raise errors.OutputError(f"--report {path}: cannot be written ({error.strerror}).") from error

@@ -1,0 +1,271 @@
+"""Writing the products of a scene: rows as they come, journalled; the files when all rows are there; their names last."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmtool.engine import Block, Watch
+from tmtool.errors import ProductError
+from tmtool.grid import BoolArray, Strip, Window
+from tmtool.job import STRIPS_AHEAD, Prepared, target
+from tmtool.journal import Journal, Record, journal_path, read
+from tmtool.metrics import CodeUse, Comparison
+from tmtool.products import Product, check_statistics
+from tmtool.provenance import differences, fingerprint
+from tmtool.source import Reader, Source
+from tmtool.stitch import SceneMean
+from tmtool.writer import Writer, provenance_tags
+
+_log = logging.getLogger("tmtool")
+
+
+class Written:
+    """What became of a scene's products: their paths, warnings, and what was measured of them by their suffix."""
+
+    def __init__(self) -> None:
+        self.paths: tuple[Path, ...] = ()
+        self.warnings: list[str] = []
+        self.measured: dict[str, Any] = {}
+
+
+class Writing:
+    """Writes all products of a scene on a thread of its own; they get their names when every one is complete and valid.
+
+    Use as a context manager around `put` and `finish`. An error removes what was begun; what is no `Exception`, such as
+    a signal, leaves it for `resume`.
+    """
+
+    def __init__(self, prepared: Prepared, said: Mapping[str, Any], watch: Watch) -> None:
+        self._prepared, self._said, self._watch = prepared, dict(said), watch
+        self._products = {p.spec.name: p for p in prepared.products}
+        self._writers = {
+            name: Writer(
+                target(prepared.scene, p), prepared.plan.product_grid(prepared.grid, p.spec), p.layout, p.format
+            )
+            for name, p in self._products.items()
+        }
+        self._means = {n: SceneMean(p.spec) for n, p in self._products.items() if p.spec.pool == "scene"}
+        path = journal_path(prepared.scene.folder, prepared.scene.stem, said["task"])
+        self._journal = Journal(path, {"making": fingerprint(said), "batch_size": said["batch_size"]})
+        self._stack = ExitStack()
+        self._measures: dict[str, _Measure] = {}
+        self._pending: deque[Future[None]] = deque()
+        self._stopped, self._commit = False, threading.Lock()
+
+    @property
+    def _journalled(self) -> bool:
+        """Whether it is worth going on from the middle: not within one row of tiles, and not where there is but one mean."""
+        return self._prepared.plan.counts[0] > 1 and not self._means
+
+    def __enter__(self) -> "Writing":
+        """Begin to write."""
+        self._measures = {n: m for n, p in self._products.items() if (m := _measure(p, self._prepared, self._stack))}
+        self._pool = self._stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="write"))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish what is being written; remove what has no name, or leave it for a later run."""
+        with self._commit:
+            self._stopped = True
+        for future in self._pending:
+            if isinstance(error, Exception):
+                future.cancel()
+        self._stack.close()
+        if error is not None and not isinstance(error, Exception):
+            for writer in self._writers.values():
+                writer.keep()
+            return
+        self._journal.remove()
+        for writer in self._writers.values():
+            writer.discard()
+
+    def begin(self, resume: bool) -> int:
+        """Open the work files; return the source row to go on from, 0 for a fresh start."""
+        found = read(self._journal.path) if resume and self._journalled else None
+        if found is not None and (row := self._resumed(found)):
+            return row
+        for writer in self._writers.values():
+            writer.create()
+        if self._journalled:
+            self._journal.records.clear()
+            self._journal.begin()
+        return 0
+
+    def _resumed(self, found: Journal) -> int:
+        """Go on with an earlier run's work files as far as they are what the journal says; return the source row."""
+        if changed := differences(found.header.get("making", {}), self._journal.header["making"]):
+            _log.warning(
+                "%s: an unfinished run that lies there was begun otherwise (%s); it is set aside",
+                self._prepared.scene.stem,
+                "; ".join(changed),
+            )
+            for writer in self._writers.values():
+                writer.set_aside()
+            return 0
+        try:
+            for writer in self._writers.values():
+                writer.resume()
+            for record in found.records:
+                if not self._reread(record):
+                    break
+                self._journal.records.append(record)
+        except ProductError as error:
+            _log.warning("%s: an unfinished run cannot be gone on with (%s)", self._prepared.scene.stem, error)
+            return 0
+        if not self._journal.records:
+            return 0
+        self._journal.begin()
+        row = self._journal.records[-1].row
+        self._watch.varies |= self._journal.records[-1].varies
+        _log.info(
+            "%s: going on from row %d of %d of an earlier run",
+            self._prepared.scene.stem, row, self._prepared.grid.shape[0],
+        )  # fmt: skip
+        return row
+
+    def _reread(self, record: Record) -> bool:
+        """Look at what a record is about; count it and return True if it is what was written."""
+        plan, last = self._prepared.plan, self._journal.records[-1].row if self._journal.records else 0
+        read_back = []
+        for name, product in self._products.items():
+            rows = plan.product_rows(range(last, record.row), product.spec)
+            if len(rows):
+                values, valid, checksum = self._writers[name].reread(rows.start, rows.stop)
+                if record.checksums.get(product.suffix) != checksum:
+                    _log.warning("%s: rows from %d on are damaged and made again", self._writers[name].path.name, last)
+                    return False
+                read_back.append((name, rows.start, values, valid))
+        for name, row, values, valid in read_back:
+            self._writers[name].count(values, valid)
+            self._measure_rows(name, row, values, valid)
+        return True
+
+    def put(self, block: Block) -> None:
+        """Take finished rows; wait if the disk is far behind."""
+        self._pending.append(self._pool.submit(self._write, block))
+        if len(self._pending) > STRIPS_AHEAD:
+            self._pending.popleft().result()
+
+    def _write(self, block: Block) -> None:
+        for output, strip in block.strips:
+            if output.name in self._means:
+                self._means[output.name].add(strip)
+            else:
+                self._write_strip(output.name, strip)
+        if self._journalled:
+            sums = {p.suffix: self._writers[name].checkpoint() for name, p in self._products.items()}
+            self._journal.add(Record(block.row, sums, self._watch.varies))
+
+    def _write_strip(self, name: str, strip: Strip) -> None:
+        values = self._products[name].finish(strip)
+        self._writers[name].write(strip.row, values, strip.valid)
+        self._measure_rows(name, strip.row, values, strip.valid)
+
+    def _measure_rows(self, name: str, row: int, values: NDArray[Any], valid: BoolArray) -> None:
+        if name in self._measures:
+            self._measures[name].add(row, values, valid)
+
+    def flush(self) -> None:
+        """Wait until all rows are written."""
+        while self._pending:
+            self._pending.popleft().result()
+
+    def finish(self, check: Callable[[], None] = lambda: None) -> Written:
+        """Build all products and give them their names, if `check` does not raise."""
+        self.flush()
+        for name, mean in self._means.items():
+            self._write_strip(name, mean.strip())
+        written = Written()
+        complete = {n for n, p in self._products.items() if p.holes and self._is_complete(n)}
+        kept = {name: product for name, product in self._products.items() if name not in complete}
+        for name, product in kept.items():
+            written.warnings += check_statistics(product, self._writers[name].statistics, self._watch.varies)
+            if name in self._measures:
+                written.measured[product.suffix] = self._measures[name].result()
+        for name, product in kept.items():
+            self._writers[name].build(provenance_tags(self._said | self._about(product, kept)))
+        check()
+        with self._commit:
+            if self._stopped:
+                raise ProductError(f"{self._prepared.scene.stem}: stopped while its products were built.")
+            paths = {name: self._writers[name].commit() for name in kept}
+            for name in complete:
+                self._writers[name].path.unlink(missing_ok=True)  # of an older product with holes
+        written.paths = tuple(path for name, path in paths.items() if not self._products[name].holes)
+        return written
+
+    def _is_complete(self, name: str) -> bool:
+        height, width = self._prepared.grid.shape
+        return self._writers[name].statistics.count == height * width
+
+    def _about(self, product: Product, kept: Mapping[str, Product]) -> dict[str, Any]:
+        """Return what a product says beyond what all of its scene say."""
+        about: dict[str, Any] = {"modality": product.modality}
+        if any(p.holes for p in self._products.values()):
+            about["validity"] = next((self._writers[n].path.name for n, p in kept.items() if p.holes), None)
+        return about | ({"task": "validity"} if product.holes else {})
+
+
+class _Measure(Protocol):
+    """What is found out about a product while its rows go by."""
+
+    def add(self, row: int, values: NDArray[Any], valid: BoolArray) -> None: ...
+    def result(self) -> dict[str, Any]: ...
+
+
+class _Codes:
+    """The use of a codebook by a token raster."""
+
+    def __init__(self, source: Source) -> None:
+        self._use = CodeUse(source.modality.codebook, len(source.bands), 8 * np.dtype(source.dtype).itemsize)
+
+    def add(self, row: int, values: NDArray[Any], valid: BoolArray) -> None:
+        self._use.add(values, valid)
+
+    def result(self) -> dict[str, Any]:
+        return self._use.result()
+
+
+class _Agreement:
+    """The agreement of a reconstruction with the raster that it was made from, which is read again."""
+
+    def __init__(self, source: Source, stack: ExitStack) -> None:
+        self._reader = stack.enter_context(Reader(source))
+        self._comparison = Comparison(source.modality, source.grid.shape[1])
+
+    def add(self, row: int, values: NDArray[Any], valid: BoolArray) -> None:
+        reference, _ = self._reader.read(Window(row, 0, *valid.shape))
+        self._comparison.add(reference, values, valid)
+
+    def result(self) -> dict[str, Any]:
+        self._comparison.finish()
+        return self._comparison.result()
+
+
+def _measure(product: Product, prepared: Prepared, stack: ExitStack) -> _Measure | None:
+    if not product.measure:
+        return None
+    source = prepared.sources[product.modality]
+    if product.measure == "codes":
+        return _Codes(source)
+    return _Agreement(source, stack) if source.scale == 1 else None
+
+
+def leftovers(prepared: Prepared, task: str) -> Iterator[Path]:
+    """Yield what earlier runs of a scene left without a final name."""
+    path = journal_path(prepared.scene.folder, prepared.scene.stem, task)
+    if path.exists():
+        yield path
+    for product in prepared.products:
+        yield from Writer.work_files(target(prepared.scene, product))
