@@ -205,7 +205,7 @@ def test_no_resume_begins_afresh(tmtool: Any, make_raster: Any, identity: str, o
 
 
 def test_a_resumed_run_keeps_its_batch_size(tmtool: Any, make_raster: Any, identity: str, out: Path) -> None:
-    args = interrupted(make_raster, out, "--batch-size", 3)
+    args = interrupted(make_raster, out, "--batch-size", 3, tiles=5)
     result = tmtool(*args[:-2], "--json")
     assert json.loads(result.stdout)["from_row"] > 0
     with rasterio.open(out / "scene_S1GRD.tif") as src:

@@ -209,7 +209,7 @@ class Writer:
         try:
             with quiet():
                 self._dst = rasterio.open(self._work, mode, sparse_ok="true", **profile)
-        except RasterioError as error:
+        except (RasterioError, TypeError) as error:  # TypeError is what rasterio makes of an unknown format in "r+"
             raise ProductError(f"{self.path}: cannot open its work file ({error}).") from error
 
     def write(self, row: int, values: NDArray[Any], valid: BoolArray) -> None:

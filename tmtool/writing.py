@@ -113,6 +113,8 @@ class Writing:
             for writer in self._writers.values():
                 writer.set_aside()
             return 0
+        if not found.records:  # broken off so early that the work files may not even be whole
+            return 0
         try:
             for writer in self._writers.values():
                 writer.resume()
