@@ -39,7 +39,10 @@ class Tiling:
             )
         off_grid = [f"--{k} {v}" for k, v in (("stride", self.stride), ("delta", self.delta)) if v % PATCH]
         if on_patch_grid and off_grid:
-            raise UsageError(f"Products on the patch grid need multiples of {PATCH}, got {', '.join(off_grid)}.")
+            raise UsageError(
+                f"Products on the patch grid need multiples of {PATCH}, got {', '.join(off_grid)} (from the command line or "
+                "TMTOOL_ variables)."
+            )
         if self.stride % PATCH:
             return [
                 f"--stride {self.stride} is no multiple of {PATCH}: neighbouring tiles' patches differ and seams may show."

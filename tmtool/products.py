@@ -46,6 +46,8 @@ class Product:
     format: Format = COG
     measure: Literal["", "codes", "agreement"] = ""
     holes: bool = False
+    about: tuple[tuple[str, Any], ...] = ()
+    """What its provenance says of it alone."""
 
 
 def generated(modality: Modality, suffix: str | None = None, *, compared: bool = False) -> Product:
@@ -92,7 +94,7 @@ def validity(modality: str) -> Product:
     )
 
 
-def embedded(name: str, modality: str, channels: int, options: Vectors) -> Product:
+def embedded(name: str, modality: str, channels: int, layer: int, options: Vectors) -> Product:
     """Return a product of embeddings: one band a dimension, one vector a patch, a tile or the scene."""
     by_scale = options.dtype == "int8" and options.normalize == "none"  # known only when all rows are
     wide = options.dtype == "float16" or by_scale
@@ -108,6 +110,7 @@ def embedded(name: str, modality: str, channels: int, options: Vectors) -> Produ
         ),
         finish=partial(_finish_vectors, name, options),
         format=FORMATS[options.format],
+        about=(("layer", layer),),
     )
 
 

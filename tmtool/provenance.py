@@ -15,7 +15,7 @@ from tmtool.modality import MODALITIES
 from tmtool.models import ModelSpec
 from tmtool.writer import PROVENANCE_TAG
 
-_BESIDE_THE_PIXELS = ("libraries", "inputs", "device", "batch_size", "validity", "modality", "warning")
+_BESIDE_THE_PIXELS = ("libraries", "inputs", "device", "batch_size", "validity", "modality", "layer", "warning")
 """What provenance tells without its making another product: results differ by rounding at most."""
 
 

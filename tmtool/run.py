@@ -36,7 +36,7 @@ class SceneResult:
     """What became of a scene that was run. `seconds` leaves out loading the model; `model_seconds` are its forward.
 
     `measured` holds by product what was found out about it: the use of codes, or the agreement with the input.
-    `from_row` is the source row that the run went on from.
+    `from_row` is the source row that the run went on from, `beside` what belongs to products but is none.
     """
 
     products: tuple[Path, ...]
@@ -47,6 +47,7 @@ class SceneResult:
     warnings: tuple[str, ...] = ()
     measured: Mapping[str, Any] = field(default_factory=dict)
     from_row: int = 0
+    beside: tuple[Path, ...] = ()
 
 
 class Runner:
@@ -114,6 +115,7 @@ class Runner:
             warnings=tuple(written.warnings),
             measured=written.measured,
             from_row=row,
+            beside=written.beside,
         )
 
     def _batch(self, prepared: Prepared, spec: ModelSpec, said: Mapping[str, Any]) -> int:

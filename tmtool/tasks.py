@@ -34,6 +34,8 @@ TASKS: dict[str, Task] = {
         from_tokens=True,
     ),
     "embed": Task(
-        lambda spec, vectors: tuple(embedded(e.name, e.modality or "", e.channels, vectors) for e in spec.embedded)
+        lambda spec, vectors: tuple(
+            embedded(e.name, e.modality or "", e.channels, e.layer, vectors) for e in spec.embedded
+        )
     ),
 }

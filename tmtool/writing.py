@@ -29,10 +29,11 @@ _log = logging.getLogger("tmtool")
 
 
 class Written:
-    """What became of a scene's products: their paths, warnings, and what was measured of them by their suffix."""
+    """What became of a scene's products: their paths, what lies beside them, warnings, and what was measured of each."""
 
     def __init__(self) -> None:
         self.paths: tuple[Path, ...] = ()
+        self.beside: tuple[Path, ...] = ()
         self.warnings: list[str] = []
         self.measured: dict[str, Any] = {}
 
@@ -205,6 +206,7 @@ class Writing:
             for name in complete:
                 self._writers[name].path.unlink(missing_ok=True)  # of an older product with holes
         written.paths = tuple(path for name, path in paths.items() if not self._products[name].holes)
+        written.beside = tuple(path for name, path in paths.items() if self._products[name].holes)
         return written
 
     def _is_complete(self, name: str) -> bool:
@@ -213,7 +215,7 @@ class Writing:
 
     def _about(self, product: Product, kept: Mapping[str, Product]) -> dict[str, Any]:
         """Return what a product says beyond what all of its scene say."""
-        about: dict[str, Any] = {"modality": product.modality}
+        about: dict[str, Any] = {"modality": product.modality} | dict(product.about)
         if any(p.holes for p in self._products.values()):
             about["validity"] = next((self._writers[n].path.name for n, p in kept.items() if p.holes), None)
         return about | ({"task": "validity"} if product.holes else {})

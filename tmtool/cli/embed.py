@@ -53,12 +53,13 @@ def embed(
 ) -> None:
     """Embed rasters with TerraMind's encoder: one vector for each patch of 16 x 16 px.
 
-    Writes {stem}_embed.tif (or .zarr, .parquet), one band a dimension, and prints its path. Sampling options matter with
-    --tim only.
+    Writes `{stem}_embed.tif` (or .zarr, .parquet), one band a dimension, and prints its path; for several layers
+    `{stem}_embed_layer5.tif` and so on. Of several inputs the first one gives the stem. Sampling options and the seed matter
+    with --tim only.
 
-    Examples: tmtool embed Santiago.tif --normalize l2 --dtype int8
+    Example: tmtool embed Santiago.tif --normalize l2 --dtype int8
 
-    tmtool embed --in S2L2A=s2.tif --in S1RTC=s1.tif --in DEM=dem.tif --format geoparquet
+    Example: tmtool embed --in S2L2A=s2.tif --in S1RTC=s1.tif --in DEM=dem.tif --format geoparquet
     """
     with o.command(quiet=quiet, verbose=verbose, log_file=log_file, log_format=log_format):
         from tmtool.cli.inputs import Listing, bands_of, scenes

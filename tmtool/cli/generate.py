@@ -47,11 +47,11 @@ def generate(
 ) -> None:
     """Generate modalities from a raster: radar, land cover, elevation, ... as georeferenced COGs.
 
-    Writes {stem}_{MODALITY}.tif for each of --out and prints their paths.
+    Writes `{stem}_{MODALITY}.tif` for each of --out and prints their paths.
 
-    Examples: tmtool generate Santiago.tif --out S1GRD,LULC
+    Example: tmtool generate Santiago.tif --out S1GRD,LULC
 
-    tmtool generate --in S2L2A=s2.tif --in DEM=dem.tif --out S1GRD
+    Example: tmtool generate --in S2L2A=s2.tif --in DEM=dem.tif --out S1GRD
     """
     with o.command(quiet=quiet, verbose=verbose, log_file=log_file, log_format=log_format):
         from tmtool.cli.inputs import Listing, scenes

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="List, fetch, verify and locate model weights.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     add_completion=False,
 )
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="base, large, small, tiny or demo.")]
-For = Annotated[str, typer.Option("--for", metavar="TASK", help="The command that the weights are for.")]
+For = Annotated[str, typer.Option("--for", metavar="TASK", help="generate, tokenize, reconstruct or embed.")]
 Inputs = Annotated[
     str, typer.Option("--in", metavar="MOD,...", help="Its inputs; LULC and NDVI need their tokenizers.")
 ]
@@ -34,6 +34,9 @@ Outputs = Annotated[
         show_default="S1GRD,LULC for generate",
     ),
 ]
+
+
+Coords = Annotated[bool, typer.Option("--coords", help="Also what embed --coords needs.")]
 
 
 @app.command("list")
@@ -86,6 +89,7 @@ def fetch(
     for_: For = "generate",
     out: Outputs = "",
     in_: Inputs = "S2L2A",
+    coords: Coords = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Fetch the files that a job uses, and no others, into the hub's cache.
@@ -97,7 +101,7 @@ def fetch(
     with o.command(quiet=quiet):
         from tmtool.models.weights import locate
 
-        for path in locate(_files(_spec(model, for_, in_, out)), None, offline=False).values():
+        for path in locate(_files(_spec(model, for_, in_, out, coords)), None, offline=False).values():
             print(path)
 
 
@@ -107,6 +111,7 @@ def path(
     for_: For = "generate",
     out: Outputs = "",
     in_: Inputs = "S2L2A",
+    coords: Coords = False,
     weights: o.Weights = None,
 ) -> None:
     """Print where the files that a job uses lie. Fetches nothing; exit status 2 if one is missing.
@@ -116,7 +121,7 @@ def path(
     with o.command():
         from tmtool.models.weights import locate
 
-        for place in locate(_files(_spec(model, for_, in_, out)), weights, offline=True).values():
+        for place in locate(_files(_spec(model, for_, in_, out, coords)), weights, offline=True).values():
             print(place)
 
 
@@ -126,6 +131,7 @@ def verify(
     for_: For = "generate",
     out: Outputs = "",
     in_: Inputs = "S2L2A",
+    coords: Coords = False,
     weights: o.Weights = None,
     verbose: o.Verbose = False,
 ) -> None:
@@ -137,7 +143,7 @@ def verify(
         from tmtool import models
         from tmtool.models.weights import digest, locate
 
-        spec = _spec(model, for_, in_, out)
+        spec = _spec(model, for_, in_, out, coords)
         files = locate(_files(spec), weights, offline=True)
         for place in files.values():
             print(f"{digest(place)}  {place}", flush=True)
@@ -151,7 +157,7 @@ def _files(spec: "ModelSpec") -> "tuple[WeightFile, ...]":
     return models.find(spec.name).files(spec)
 
 
-def _spec(model: str, task: str, in_: str, out: str) -> "ModelSpec":
+def _spec(model: str, task: str, in_: str, out: str, coords: bool) -> "ModelSpec":
     """Return what a job of this task computes, as far as it decides which files it uses."""
     from tmtool import models
     from tmtool.errors import UsageError
@@ -168,4 +174,4 @@ def _spec(model: str, task: str, in_: str, out: str) -> "ModelSpec":
     for names, choices in ((inputs, offered), (outputs, entry.outputs)):
         if unknown := set(names) - set(choices):
             raise UsageError(f"{model} does not have {', '.join(sorted(unknown))}; it has {', '.join(choices)}.")
-    return models.ModelSpec(model, task, inputs, outputs)
+    return models.ModelSpec(model, task, inputs, outputs, embedding=models.Embedding(coords=coords))

@@ -93,6 +93,16 @@ In = Annotated[
         help=f"What the inputs are. Of {', '.join(INPUTS)}.",
     ),
 ]
+TokenIn = Annotated[
+    str | None,
+    typer.Option(
+        "--in",
+        metavar="MOD",
+        rich_help_panel=_IO,
+        show_default="found out from names, tags and band count",
+        help=f"What the inputs are, of those with a tokenizer: {', '.join(OUTPUTS)}. Token rasters say it themselves.",
+    ),
+]
 Ins = Annotated[
     list[str] | None,
     typer.Option(
@@ -117,7 +127,12 @@ OutputDir = Annotated[
 ]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", rich_help_panel=_IO, envvar="TMTOOL_OVERWRITE", help="Replace products that exist."),
+    typer.Option(
+        "--overwrite",
+        rich_help_panel=_IO,
+        envvar="TMTOOL_OVERWRITE",
+        help="Make and replace products that exist. Else scenes whose products are there are skipped; see --stale.",
+    ),
 ]
 S2Offset = Annotated[
     float | None,
@@ -136,7 +151,8 @@ Model = Annotated[
         metavar="NAME",
         rich_help_panel=_MODEL,
         envvar="TMTOOL_MODEL",
-        help="TerraMind's size: base, large, small or tiny; or demo, a small model in the package.",
+        help="TerraMind's size: base, large, small or tiny (their tokenizers are the same); or demo, a small model in the "
+        "package for S2L2A, S1GRD, S1RTC and DEM.",
     ),
 ]
 Weights = Annotated[
@@ -173,6 +189,17 @@ Precision = Annotated[
         help="auto, fp32, bf16 or fp16. auto is bf16 where the hardware has it, else fp32.",
     ),
 ]
+TokenPrecision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="P",
+        rich_help_panel=_MODEL,
+        envvar="TMTOOL_PRECISION",
+        help="auto, fp32, bf16 or fp16. auto encodes in fp32, as rounding flips tokens, and decodes in bf16 where the "
+        "hardware has it.",
+    ),
+]
 BatchSize = Annotated[
     str,
     typer.Option(
@@ -204,11 +231,20 @@ TopK = Annotated[
     int, typer.Option("--top-k", rich_help_panel=_SAMPLING, help="Draw tokens from the K likeliest; 0 is no limit.")
 ]
 Temperature = Annotated[
-    float, typer.Option("--temperature", rich_help_panel=_SAMPLING, help="Of the draw; 0 takes the likeliest token.")
+    float,
+    typer.Option(
+        "--temperature",
+        rich_help_panel=_SAMPLING,
+        help="How freely tokens are drawn: above 1 more, 0 the likeliest one.",
+    ),
 ]
 DecodingSteps = Annotated[
     int,
-    typer.Option("--decoding-steps", rich_help_panel=_SAMPLING, help="Steps in which a modality's tokens are drawn."),
+    typer.Option(
+        "--decoding-steps",
+        rich_help_panel=_SAMPLING,
+        help="Steps in which a modality's tokens are drawn; each sees what was drawn before.",
+    ),
 ]
 Timesteps = Annotated[
     int, typer.Option("--timesteps", rich_help_panel=_SAMPLING, help="Diffusion steps that decode tokens to pixels.")
@@ -256,7 +292,7 @@ PatchDelta = Annotated[
         metavar="PX",
         rich_help_panel=_TILES,
         envvar="TMTOOL_PATCH_DELTA",
-        help="Margin of each tile that is discarded, a multiple of 16.",
+        help="Margin of each tile that is discarded, a multiple of 16 so that patches stay on one grid.",
     ),
 ]
 PatchStride = Annotated[
@@ -275,13 +311,16 @@ Layer = Annotated[
         "--layer",
         metavar="N,...",
         rich_help_panel=_EMBEDDING,
-        help="Layers of the encoder, from 0 or from the end; one product each. The last one is normed.",
+        help="Layers of the encoder, one product each: 0 to 11 (large: 0 to 23), or -1, -2, ... from the end. The last one "
+        "comes after the encoder's final norm.",
     ),
 ]
 Merge = Annotated[
     Literal["mean", "max", "concat", "dict"],
     typer.Option(
-        "--merge", rich_help_panel=_EMBEDDING, help="How the modalities' vectors become one; dict: one product each."
+        "--merge",
+        rich_help_panel=_EMBEDDING,
+        help="How the vectors of several modalities become one; dict: one product each, `{stem}_embed_{MODALITY}`.",
     ),
 ]
 Bands = Annotated[
@@ -290,7 +329,8 @@ Bands = Annotated[
         "--bands",
         metavar="MOD=BAND,...",
         rich_help_panel=_EMBEDDING,
-        help="Take only these of a modality's bands, by TerraTorch's names (BLUE,...) or B02,...",
+        help="Take only these of a modality's bands, by TerraTorch's names (BLUE,...) or B02,...; once for each modality. "
+        "The raster may hold all of them or these alone. Not with --tim.",
     ),
 ]
 Tim = Annotated[
@@ -300,12 +340,14 @@ Tim = Annotated[
         metavar="MOD,...",
         rich_help_panel=_EMBEDDING,
         show_default="none",
-        help="Thinking in modalities: imagine these first and embed them too.",
+        help="Thinking in modalities: imagine these first and embed them too. Not with --bands or --merge dict.",
     ),
 ]
 Coords = Annotated[
     bool,
-    typer.Option("--coords", rich_help_panel=_EMBEDDING, help="Tell the model each tile's longitude and latitude."),
+    typer.Option(
+        "--coords", rich_help_panel=_EMBEDDING, help="Tell the model each tile's longitude and latitude; needs a CRS."
+    ),
 ]
 CheckpointFile = Annotated[
     Path | None,
@@ -313,7 +355,7 @@ CheckpointFile = Annotated[
         "--checkpoint",
         metavar="F",
         rich_help_panel=_MODEL,
-        help="A fine-tuned TerraMind backbone: TerraTorch's Lightning checkpoint or a state dict.",
+        help="A fine-tuned TerraMind backbone of --model's size: TerraTorch's Lightning checkpoint or a state dict.",
     ),
 ]
 Normalize = Annotated[
@@ -324,16 +366,20 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         rich_help_panel=_EMBEDDING,
-        help="Of the product. int8: by a scale a band, or for --normalize l2 AlphaEarth's code.",
+        help="Number type of the product. int8 is value / scale, the scale of each band being in the file; with --normalize l2 "
+        "it is AlphaEarth's code q, value = sign(q) (q / 127.5)^2. -128 is nodata.",
     ),
 ]
 FileFormat = Annotated[
-    Literal["cog", "zarr", "geoparquet"], typer.Option("--format", rich_help_panel=_EMBEDDING, help="Of the product.")
+    Literal["cog", "zarr", "geoparquet"],
+    typer.Option("--format", rich_help_panel=_EMBEDDING, help="File format of the product."),
 ]
 Pool = Annotated[
     Literal["patch", "tile", "scene"],
     typer.Option(
-        "--pool", rich_help_panel=_EMBEDDING, help="One vector a patch, or the mean of a tile's or the scene's."
+        "--pool",
+        rich_help_panel=_EMBEDDING,
+        help="One vector a patch, or the mean of a tile's (a cell of --stride px) or of the scene's.",
     ),
 ]
 DryRun = Annotated[

@@ -54,6 +54,7 @@ class Outcome:
             said["why"] = self.why
         if self.result is not None:
             said |= {
+                "beside": [str(path) for path in self.result.beside],
                 "empty_tiles": self.result.empty_tiles,
                 "seconds": round(self.result.seconds, 3),
                 "model_seconds": round(self.result.model_seconds, 3),

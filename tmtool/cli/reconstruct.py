@@ -7,7 +7,7 @@ from tmtool.cli import options as o
 
 def reconstruct(
     inputs: o.Inputs = None,
-    in_: o.In = None,
+    in_: o.TokenIn = None,
     recursive: o.Recursive = False,
     pattern: o.Pattern = None,
     files_from: o.FilesFrom = None,
@@ -22,7 +22,7 @@ def reconstruct(
     weights: o.Weights = None,
     offline: o.Offline = False,
     device: o.Device = "auto",
-    precision: o.Precision = "auto",
+    precision: o.TokenPrecision = "auto",
     batch_size: o.BatchSize = "auto",
     seed: o.Seed = 0,
     timesteps: o.Timesteps = 10,
@@ -40,14 +40,16 @@ def reconstruct(
     log_file: o.LogFile = None,
     log_format: o.LogFormat = "text",
 ) -> None:
-    """Decode tokens to pixels: of a token raster, or of a raster that is tokenized on the way.
+    """Decode tokens to pixels: of a token raster that tokenize wrote, or of a raster that is tokenized on the way.
 
-    Writes {stem}_{MODALITY}_rec.tif and prints its path. From a raster it also says how well input and reconstruction
-    agree: MAE, RMSE, PSNR and SSIM of each band, accuracy and mIoU of classes. Both ways give the same pixels.
+    Writes `{stem}_{MODALITY}_rec.tif` and prints its path. Both ways give the same pixels with the same tiles and seed. From
+    a raster it also says how well input and reconstruction agree: MAE, RMSE, PSNR and SSIM of each band (of a data range
+    of 6 pretraining standard deviations), accuracy and mIoU of classes. A token raster's `{stem}_{MODALITY}_valid.tif`, if
+    it has one, must lie beside it.
 
-    Examples: tmtool reconstruct Santiago.tif
+    Example: tmtool reconstruct Santiago.tif
 
-    tmtool reconstruct Santiago_S2L2A_tokens.tif
+    Example: tmtool reconstruct Santiago_S2L2A_tokens.tif
     """
     with o.command(quiet=quiet, verbose=verbose, log_file=log_file, log_format=log_format):
         from tmtool.cli.inputs import Listing, scenes

@@ -7,7 +7,7 @@ from tmtool.cli import options as o
 
 def tokenize(
     inputs: o.Inputs = None,
-    in_: o.In = None,
+    in_: o.TokenIn = None,
     recursive: o.Recursive = False,
     pattern: o.Pattern = None,
     files_from: o.FilesFrom = None,
@@ -22,7 +22,7 @@ def tokenize(
     weights: o.Weights = None,
     offline: o.Offline = False,
     device: o.Device = "auto",
-    precision: o.Precision = "auto",
+    precision: o.TokenPrecision = "auto",
     batch_size: o.BatchSize = "auto",
     crop: o.Crop = 256,
     stride: o.PatchStride = 192,
@@ -39,8 +39,8 @@ def tokenize(
 ) -> None:
     """Turn rasters into tokens: one code of the modality's codebook for each patch of 16 x 16 px.
 
-    Writes {stem}_{MODALITY}_tokens.tif (uint16), beside it {stem}_{MODALITY}_valid.tif if the raster has pixels without
-    data, and prints the path of the first. Precision auto is fp32 here: rounding flips tokens.
+    Writes `{stem}_{MODALITY}_tokens.tif` (uint16), beside it `{stem}_{MODALITY}_valid.tif` if the raster has pixels without
+    data, and prints the path of the first.
 
     Example: tmtool tokenize Santiago.tif
     """
