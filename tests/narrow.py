@@ -104,15 +104,14 @@ def write_weights(folder: Path) -> None:
     torch.manual_seed(5)
     outputs = [m for m in OUTPUTS if m != "LULC"] + ["LULC"]
     model = generation_model(modalities=list(INPUTS), output_modalities=outputs)
-    with_coords = backbone(modalities=[*INPUTS, "coords"], pretrained=False)
-    core = _randomised(model.sampler.model) | {
-        key: value for key, value in _randomised(with_coords).items() if key.startswith("encoder_embeddings.coords")
-    }
-    torch.save(core, folder / core_file("tiny").filename)
-    (folder / coords_file().filename).write_text(_coords_vocabulary())
+    core = _randomised(model.sampler.model)
     for modality in OUTPUTS:
         tokenizer = model.tokenizer[MODALITIES[modality].token_key]
         torch.save(_randomised(tokenizer), folder / tokenizer_file(modality).filename)
+    with_coords = _randomised(backbone(modalities=["S2L2A", "coords"], pretrained=False))
+    core |= {key: value for key, value in with_coords.items() if key.startswith("encoder_embeddings.coords")}
+    torch.save(core, folder / core_file("tiny").filename)
+    (folder / coords_file().filename).write_text(_coords_vocabulary())
 
 
 def _randomised(module: Any) -> dict[str, torch.Tensor]:

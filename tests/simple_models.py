@@ -75,7 +75,7 @@ class Noisy:
 
 
 FAILURES: dict[str, Any] = {}
-"""What `build`'s model does instead of working: `raise` an exception at call `at`, `nan`, `constant`."""
+"""What `build`'s model does instead of working: `raise` an exception at call `at`, give one `value` or one `class`."""
 
 
 class PatchCodes:
@@ -132,6 +132,8 @@ class _Failing:
         if "raise" in FAILURES and self.calls >= FAILURES.get("at", 1):
             raise FAILURES["raise"]
         out = self.inner(batch)
+        if "class" in FAILURES:
+            return {name: np.eye(v.shape[1])[FAILURES["class"]][None, :, None, None] + 0 * v for name, v in out.items()}
         if "value" in FAILURES:
             return {name: np.full_like(v, FAILURES["value"]) for name, v in out.items()}
         return out

@@ -12,6 +12,8 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 _CUDA_BATCH = ((8, 2), (16, 8), (24, 16), (48, 32))  # (GB of device memory below which, tiles of 256 px a batch)
 _CUDA_BATCH_MOST = 64
+_CUDA_OWN_BYTES = 1_000_000_000
+"""What CUDA itself may take of a device for this process, and a desktop besides: an idle device counts as a whole one."""
 _CPU_BATCH = ((8, 1), (32, 2))  # (cores up to which, tiles a batch)
 _CPU_BATCH_MOST = 4
 
@@ -82,12 +84,17 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
+@functools.cache
 def batch_size(device: str) -> int:
-    """Return the tiles a batch that suit a device: from a table of its memory, or of the CPU's cores."""
+    """Return the tiles a batch that suit a device: from a table of its memory, or of the CPU's cores.
+
+    What other processes hold of a CUDA device when this one first asks does not count as its memory.
+    """
     if device.startswith("cuda"):
         import torch
 
-        gigabytes = torch.cuda.get_device_properties(device).total_memory / 1e9
+        free, total = torch.cuda.mem_get_info(device)
+        gigabytes = min(total, free + torch.cuda.memory_reserved(device) + _CUDA_OWN_BYTES) / 1e9
         return next((n for limit, n in _CUDA_BATCH if gigabytes < limit), _CUDA_BATCH_MOST)
     if device == "mps":
         return 4

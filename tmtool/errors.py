@@ -46,6 +46,10 @@ class DeviceError(TmtoolError):
     exit_code = EXIT_NOTHING_TO_DO
 
 
+class OutOfMemory(TmtoolError):
+    """Memory, of the device or of the host, that does not hold even one tile a batch."""
+
+
 class ReadError(TmtoolError):
     """A raster that turned out to be damaged while it was read; what was begun is discarded."""
 

@@ -22,8 +22,8 @@ from tmtool.source import Reader, Source, check_one_grid, inspect, token_source
 from tmtool.tasks import TASKS
 from tmtool.writer import disk_bytes
 
-STRIPS_AHEAD = 4
-"""Finished strips of rows that may wait for the writer."""
+STRIPS_AHEAD = 2
+"""Finished rows of tiles that may wait for the writer."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Job:
     precision: str = "auto"
     overwrite: bool = False
     resume: bool = True
+    max_memory: int | None = None
 
     def check(self) -> list[str]:
         """Raise `UsageError` for options that cannot work together; return notes."""

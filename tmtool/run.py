@@ -80,7 +80,11 @@ class Runner:
         return status_of(prepared, said)
 
     def run(self, prepared: Prepared, place: str = "", check: Callable[[], None] = lambda: None) -> SceneResult:
-        """Run one scene to its products, going on from where an earlier run was broken off.
+        """Run one scene to its products; see `start`."""
+        return self.start(prepared, place, check).result()
+
+    def start(self, prepared: Prepared, place: str = "", check: Callable[[], None] = lambda: None) -> "Running":
+        """Run all tiles of a scene, going on from where an earlier run was broken off; its products are then being built.
 
         On an error nothing is left of them; on a signal what is needed to go on. `place` is told beside the scene's name,
         `check` is called before products get their names and may raise. Raises `TmtoolError`.
@@ -92,31 +96,22 @@ class Runner:
         prepared.scene.folder.mkdir(parents=True, exist_ok=True)
         name = f"{prepared.scene.stem} ({place})" if place else prepared.scene.stem
         self.reporter.begin(name, len(prepared.plan))
+        stack = ExitStack()
         try:
-            with ExitStack() as stack:
-                set_block_cache(list(prepared.sources.values()), prepared.plan.size)
-                scene = _Pipeline(self, prepared, spec, batch, stack)
-                writing = stack.enter_context(Writing(prepared, said, scene.watch))
-                row = writing.begin(self.job.resume)
-                for block in scene.engine.blocks(range(row, prepared.grid.shape[0])):
-                    writing.put(block)
-                writing.flush()
-                self.reporter.phase("writing products")
-                written = _apart(lambda: writing.finish(check))
+            set_block_cache(list(prepared.sources.values()), prepared.plan.size)
+            scene = _Pipeline(self, prepared, spec, batch, stack)
+            writing = stack.enter_context(Writing(prepared, said, scene.watch))
+            row = writing.begin(self.job.resume)
+            for block in scene.engine.blocks(range(row, prepared.grid.shape[0])):
+                writing.put(block)
+            writing.flush()
+            self.reporter.phase("writing products")
+        except BaseException as error:
+            stack.__exit__(type(error), error, error.__traceback__)
+            raise
         finally:
             self.reporter.end()
-        seconds = time.monotonic() - start - scene.build_seconds
-        return SceneResult(
-            products=written.paths,
-            tiles=len(prepared.plan),
-            empty_tiles=scene.engine.empty_tiles,
-            seconds=seconds,
-            model_seconds=scene.model_seconds,
-            warnings=tuple(written.warnings),
-            measured=written.measured,
-            from_row=row,
-            beside=written.beside,
-        )
+        return Running(stack, scene, _apart(lambda: writing.finish(check)), len(prepared.plan), row, start)
 
     def _batch(self, prepared: Prepared, spec: ModelSpec, said: Mapping[str, Any]) -> int:
         """Return the tiles a batch: what was asked for, or what a run that will be gone on with began with, or the device's."""
@@ -164,7 +159,41 @@ class Runner:
         return provenance_of(self.job, prepared, spec, weights)
 
 
-def _apart(work: Callable[[], Written]) -> Written:
+class Running:
+    """A scene whose products are being built. Call `result`, or `abandon` if that cannot be waited for."""
+
+    def __init__(
+        self, stack: ExitStack, scene: "_Pipeline", built: "Future[Written]", tiles: int, row: int, start: float
+    ) -> None:
+        self._stack, self._scene, self._built, self._row, self._start = stack, scene, built, row, start
+        self._tiles = tiles
+
+    def result(self) -> SceneResult:
+        """Wait until the products have their names. Raises `TmtoolError`; nothing is left of them then."""
+        try:
+            written, end = self._built.result(), time.monotonic()
+        except BaseException as error:
+            self.abandon(error)
+            raise
+        self._stack.close()
+        return SceneResult(
+            products=written.paths,
+            tiles=self._tiles,
+            empty_tiles=self._scene.engine.empty_tiles,
+            seconds=min(end, written.at) - self._start - self._scene.build_seconds,
+            model_seconds=self._scene.model_seconds,
+            warnings=tuple(written.warnings),
+            measured=written.measured,
+            from_row=self._row,
+            beside=written.beside,
+        )
+
+    def abandon(self, error: BaseException) -> None:
+        """Let go of the scene: what is begun is removed, or after a signal left for a later run."""
+        self._stack.__exit__(type(error), error, error.__traceback__)
+
+
+def _apart(work: Callable[[], Written]) -> "Future[Written]":
     """Do `work` on a thread that nobody waits for at the end, so that a signal is heard while GDAL is busy for long."""
     result: Future[Written] = Future()
 
@@ -175,7 +204,7 @@ def _apart(work: Callable[[], Written]) -> Written:
             result.set_exception(error)
 
     threading.Thread(target=run, name="build", daemon=True).start()
-    return result.result()
+    return result
 
 
 class _Pipeline:

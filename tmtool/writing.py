@@ -2,8 +2,9 @@
 
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,13 +30,17 @@ _log = logging.getLogger("tmtool")
 
 
 class Written:
-    """What became of a scene's products: their paths, what lies beside them, warnings, and what was measured of each."""
+    """What became of a scene's products: their paths, what lies beside them, warnings, what was measured of each, and when.
+
+    `at` is the time of the monotonic clock at which they had their names.
+    """
 
     def __init__(self) -> None:
         self.paths: tuple[Path, ...] = ()
         self.beside: tuple[Path, ...] = ()
         self.warnings: list[str] = []
         self.measured: dict[str, Any] = {}
+        self.at = 0.0
 
 
 class Writing:
@@ -206,6 +211,7 @@ class Writing:
             for name in complete:
                 self._writers[name].path.unlink(missing_ok=True)  # of an older product with holes
         written.paths = tuple(path for name, path in paths.items() if not self._products[name].holes)
+        written.at = time.monotonic()
         written.beside = tuple(path for name, path in paths.items() if self._products[name].holes)
         return written
 
@@ -266,10 +272,8 @@ def _measure(product: Product, prepared: Prepared, stack: ExitStack) -> _Measure
     return _Agreement(source, stack) if source.scale == 1 else None
 
 
-def leftovers(prepared: Prepared, task: str) -> Iterator[Path]:
-    """Yield what earlier runs of a scene left without a final name."""
+def leftovers(prepared: Prepared, task: str) -> list[Path]:
+    """Return what earlier runs of a scene left without a final name; a scene that is done has no use for it."""
     path = journal_path(prepared.scene.folder, prepared.scene.stem, task)
-    if path.exists():
-        yield path
-    for product in prepared.products:
-        yield from Writer.work_files(target(prepared.scene, product))
+    files = [file for product in prepared.products for file in Writer.work_files(target(prepared.scene, product))]
+    return [path, *files] if path.exists() else files

@@ -210,6 +210,17 @@ BatchSize = Annotated[
         help="Tiles a model call, or auto.",
     ),
 ]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        rich_help_panel=_MODEL,
+        envvar="TMTOOL_MAX_MEMORY",
+        show_default="what is free, or a cgroup's limit",
+        help="Most of the host's memory to use, such as 8G or 1.5GiB: batches are made to fit, by an estimate.",
+    ),
+]
 Seed = Annotated[
     int,
     typer.Option(
@@ -455,6 +466,13 @@ def batch_size(text: str) -> int | None:
         return int(text)
     except ValueError:
         raise errors.UsageError(f"--batch-size {text}: give a number or auto.") from None
+
+
+def size(text: str | None) -> int | None:
+    """Return the bytes of --max-memory, or None."""
+    from tmtool.memory import parse_size
+
+    return parse_size(text, "--max-memory") if text else None
 
 
 class Stopped(BaseException):

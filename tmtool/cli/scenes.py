@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import sys
 import time
 from collections import deque
@@ -21,7 +22,8 @@ from tmtool.job import Job, Prepared, Scene, prepare
 from tmtool.metrics import code_use_text, comparison_text
 from tmtool.progress import LineReporter, Reporter, RichReporter, SilentReporter
 from tmtool.provenance import Status, notice_of
-from tmtool.run import Runner
+from tmtool.run import Runner, Running
+from tmtool.writing import leftovers
 
 _log = logging.getLogger("tmtool")
 
@@ -78,11 +80,21 @@ class _FailedFast(Exception):
     """A scene has failed, and no other is to be begun."""
 
 
+@dataclass(frozen=True)
+class _Last:
+    """The scene whose tiles are done and whose products are being built while the next one's tiles run."""
+
+    prepared: Prepared
+    held: Claim
+    running: Running
+
+
 class _Batch:
     """The scenes of one run."""
 
     def __init__(self, job: Job, manners: Manners, runner: Runner, tally: Tally) -> None:
         self.job, self.manners, self.runner, self.tally = job, manners, runner, tally
+        self._last: _Last | None = None
 
     def run(self, found: Sequence[Scene]) -> None:
         """Check all scenes, then run those that are not done; come back to those that other processes work on."""
@@ -90,28 +102,39 @@ class _Batch:
             ready = self._checked(found)
             if ready and not self.manners.dry_run:
                 self.runner.locate_weights(ready)
-            waiting = deque(p for p in ready if self._is_due(p))
-            total, said = len(waiting), False
+            due = deque(p for p in ready if self._is_due(p))
             if self.manners.dry_run:
-                for prepared in waiting:
+                for prepared in due:
                     self._tell(Outcome(prepared.scene, "planned", prepared))
                 return
-            busy = 0
-            while waiting:
-                prepared = waiting.popleft()
-                if self._take(prepared, f"{total - len(waiting)} of {total}"):
-                    busy = 0
-                    continue
-                waiting.append(prepared)
-                busy += 1
-                if busy == len(waiting):  # others work on all that are left
-                    if not said:
-                        by = owner(prepared.scene.folder, self._claim_name(prepared))
-                        _log.info("waiting for %d scenes that others work on (%s)", busy, by or "just released")
-                    said, busy = True, 0
-                    time.sleep(_LOOK_AGAIN_S)
+            self._run_all(due)
+            self._collect()
         except _FailedFast:
             _log.error("stopped at the first failure, as --fail-fast asks")
+            self._collect()
+        except BaseException as error:
+            if self._last is not None:
+                self._last.running.abandon(error)
+                self._last.held.release()
+            raise
+
+    def _run_all(self, due: deque[Prepared]) -> None:
+        total, busy, said = len(due), 0, False
+        while due:
+            prepared = due.popleft()
+            if self._take(prepared, f"{total - len(due)} of {total}" if total > 1 else ""):
+                busy = 0
+                continue
+            due.append(prepared)
+            busy += 1
+            if busy < len(due):
+                continue
+            self._collect()  # others work on all that are left
+            if not said:
+                by = owner(prepared.scene.folder, self._claim_name(prepared))
+                _log.info("waiting for %d scenes that others work on (%s)", busy, by or "just released")
+            said, busy = True, 0
+            time.sleep(_LOOK_AGAIN_S)
 
     def _checked(self, found: Sequence[Scene]) -> list[Prepared]:
         """Check every scene before anything is loaded; return those that can be used."""
@@ -146,6 +169,7 @@ class _Batch:
             self._failed(Outcome(prepared.scene, "invalid", prepared, error=error))
             return False
         if status.kind == "done" and not self.job.overwrite:
+            self._tidy(prepared)
             self._tell(Outcome(prepared.scene, "skipped", prepared, why="done before"))
             return False
         if status.kind == "absent" or self.job.overwrite or self.manners.stale == "redo":
@@ -160,6 +184,15 @@ class _Batch:
         self._failed(Outcome(prepared.scene, "invalid", prepared, error=in_the_way))
         return False
 
+    def _tidy(self, prepared: Prepared) -> None:
+        """Remove what a run that died just after giving products their names left beside them."""
+        if self.manners.dry_run or not leftovers(prepared, self.job.task):
+            return
+        if held := claim(prepared.scene.folder, self._claim_name(prepared)):
+            with held:
+                for path in leftovers(prepared, self.job.task):
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
     def _status(self, prepared: Prepared) -> Status:
         from_tokens = any(source.made for source in prepared.sources.values())
         if not from_tokens and not any(path.exists() for path in prepared.targets):
@@ -170,37 +203,57 @@ class _Batch:
         return f"{prepared.scene.stem}_{self.job.task}"
 
     def _take(self, prepared: Prepared, place: str) -> bool:
-        """Run a scene, unless another process works on it: then return False."""
+        """Run a scene's tiles, unless another process works on it: then return False. Its products are built meanwhile."""
         folder = prepared.scene.folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            held = claim(folder, self._claim_name(prepared))
-            if held is None:
-                return False
-            with held:
-                if not self.job.overwrite and self._status(prepared).kind == "done":  # by another process, just now
-                    self._tell(Outcome(prepared.scene, "skipped", prepared, why="done by another process"))
-                else:
-                    self._run(prepared, held, place)
         except OSError as error:
             raise errors.OutputError(f"{folder}: cannot be written to ({error.strerror}).") from error
+        held = claim(folder, self._claim_name(prepared))
+        if held is None:
+            return False
+        try:
+            if not self.job.overwrite and self._status(prepared).kind == "done":  # by another process, just now
+                self._tell(Outcome(prepared.scene, "skipped", prepared, why="done by another process"))
+                held.release()
+                self._tidy(prepared)
+                return True
+            running = self._start(prepared, held, place, self.manners.retries)
         except (errors.DeviceError, errors.WeightsError):  # which no scene can do without
+            held.release()
             raise
         except errors.TmtoolError as error:
+            held.release()
             self._failed(Outcome(prepared.scene, "failed", prepared, error=error))
+            return True
+        except BaseException:
+            held.release()
+            raise
+        self._collect()
+        self._last = _Last(prepared, held, running)
         return True
 
-    def _run(self, prepared: Prepared, held: Claim, place: str) -> None:
-        for attempt in range(self.manners.retries + 1):
-            try:
-                result = self.runner.run(prepared, place, held.check)
-            except (errors.ReadError, errors.DiskError) as error:
-                if attempt == self.manners.retries:
-                    raise
-                _log.warning("%s Trying again (%d of %d).", error, attempt + 1, self.manners.retries)
-                continue
-            self._tell(Outcome(prepared.scene, "done", prepared, result))
+    def _start(self, prepared: Prepared, held: Claim, place: str, retries: int) -> Running:
+        try:
+            return self.runner.start(prepared, place, held.check)
+        except (errors.ReadError, errors.DiskError) as error:
+            if not retries:
+                raise
+            _log.warning("%s Trying again (%d of %d).", error, self.manners.retries - retries + 1, self.manners.retries)
+        return self._start(prepared, held, place, retries - 1)
+
+    def _collect(self) -> None:
+        """Wait for the scene whose products are being built, if there is one."""
+        if self._last is None:
             return
+        last, self._last = self._last, None
+        with last.held:
+            try:
+                result = last.running.result()
+            except errors.TmtoolError as error:
+                self._failed(Outcome(last.prepared.scene, "failed", last.prepared, error=error))
+                return
+        self._tell(Outcome(last.prepared.scene, "done", last.prepared, result))
 
     def _failed(self, outcome: Outcome) -> None:
         _log.error("%s", outcome.error)

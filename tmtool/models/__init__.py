@@ -1,6 +1,6 @@
 """The models that tmtool can run: what each takes and gives, and where its code is. Nothing heavy is imported here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +16,22 @@ from tmtool.models.weights import WeightFile, coords_file, core_file, packaged_f
 
 RANDOM = "random"
 """Value of `--weights` that asks for seeded random weights."""
+
+# What `host_bytes` reckons with, beside the models' own figures. Its estimates / measured peaks in 10**6 bytes, torch 2.15 on
+# x86-64, tiles of 256 px, base with weights from files unless said otherwise:
+#                                             1 tile       2 tiles      4 tiles
+#   generate S1GRD,LULC of S2L2A, fp32     4430 / 3876  4727 / 4149  5321 / 4524
+#   generate S1GRD,LULC of S2L2A, bf16     3179 / 2667  3476 / 2875  4070 / 3385
+#   the same by large, random fp32         7106 / 5648  7402 / 5849
+#   tokenize S2L2A, fp32                   1967 / 1618  2005 / 1644  2081 / 1703
+#   reconstruct S2L2A tokens, fp32         2654 / 2131  2836 / 2304  3200 / 2537
+#   embed S2L2A,S1GRD,DEM, random fp32     1990 / 1595  2088 / 1649  2284 / 1753
+#   generate S1GRD,LULC of S2L2A, demo     1659 / 1417  1853 / 1605
+# One tile of 512 px: 5321 / 4178 (base, random fp32), 2240 / 1864 (demo).
+_LIBRARIES_MB = 1163  # torch, terratorch and rasterio, imported
+_ALLOCATOR_MB = 100  # freed, and kept for later
+_WEIGHT_BYTES = {"fp32": 4.5, "bf16": 2.4, "fp16": 2.4}  # and what loading leaves; norms and tables stay float32
+_ROOM = 1.15
 
 
 class TileModel(Protocol):
@@ -142,6 +158,10 @@ class ModelEntry:
     """Arithmetic of one diffusion step of a 256 px tile, in 10**12 operations."""
     classes_tflop: float = 0.05
     """Arithmetic of decoding a 256 px tile of classes, in 10**12 operations."""
+    tokenizer_m: tuple[float, float, float] = (0, 0, 0)
+    """Parameters of a tokenizer's encoder, of one's decoder to pixels, and of one's to classes, in millions."""
+    tile_mb: tuple[float, float, float] = (0, 0, 0)
+    """Memory that a CPU needs for a 256 px tile: to encode one modality, to draw tokens, to decode them; in 10**6 bytes."""
     notice: str = ""
     """What a user has to be told on every run, and what provenance says."""
     absent: Mapping[str, str] = field(default_factory=dict)
@@ -161,6 +181,43 @@ class ModelEntry:
         decoders = self.classes_tflop * classes + self.step_tflop * timesteps * (len(outputs) - classes)
         return (core + decoders) * (size / 256) ** 2
 
+    def parameters_of(self, spec: ModelSpec) -> float:
+        """Return about how many parameters a job loads, in millions."""
+        backbone = 12 * self.dim**2 * self.depth / 1e6
+        core = 0.0 if _alone(spec) else self.parameters_m if spec.outputs else backbone
+        if spec.checkpoint and spec.outputs:
+            core += backbone  # a fine-tuned backbone shares nothing with what imagines modalities for it
+        encoder, decoder, classes = self.tokenizer_m
+        encoded = spec.inputs if spec.task == "tokenize" else () if _alone(spec) else spec.tokenised
+        decoded = spec.outputs if spec.task != "embed" else ()
+        return core + encoder * len(encoded) + sum(classes if MODALITIES[m].classes else decoder for m in decoded)
+
+    def tile_mb_of(self, spec: ModelSpec) -> float:
+        """Return about how much memory a CPU needs for a 256 px tile, in 10**6 bytes."""
+        encode, draw, decode = self.tile_mb
+        if spec.task == "generate":
+            return draw + decode
+        if spec.task == "reconstruct":
+            return decode
+        return encode * len(spec.inputs) + (draw if spec.outputs else 0)
+
+
+def host_bytes(specs: Sequence[ModelSpec], size: int) -> tuple[int, int]:
+    """Estimate the host's memory for models that are loaded together: without tiles, and for each tile of `size` px.
+
+    The pixels of tiles that are read ahead are in it. On CUDA a tile takes nothing else; the weights pass through there.
+    """
+    entries = [(find(spec.name), spec) for spec in specs]
+    weights = sum(
+        entry.parameters_of(spec) * _WEIGHT_BYTES["fp32" if spec.files is None else spec.compute.precision]
+        for entry, spec in entries
+    )  # random weights are made in float32, and the holes that halving them leaves are not given back
+    scale, cuda = size**2 / 256**2, specs[0].compute.device.startswith("cuda")
+    work = 0.0 if cuda else scale * max(entry.tile_mb_of(spec) for entry, spec in entries)
+    channels = sum(specs[0].modality(m).channels for m in specs[0].inputs)
+    pixels = 3 * 4 * channels * size**2  # float32, two batches read ahead and one collated
+    return int(_ROOM * 1e6 * (_LIBRARIES_MB + _ALLOCATOR_MB + weights)), int(_ROOM * 1e6 * work + pixels)
+
 
 def _terramind(size: str, dim: int, depth: int, parameters_m: float) -> ModelEntry:
     def files(spec: ModelSpec) -> tuple[WeightFile, ...]:
@@ -168,7 +225,14 @@ def _terramind(size: str, dim: int, depth: int, parameters_m: float) -> ModelEnt
         return (*core, *tokenizer_files(_tokenizers(spec)), *((coords_file(),) if spec.embedding.coords else ()))
 
     return ModelEntry(
-        f"TerraMind 1.0 {size}", "tmtool.models.terramind", files, dim=dim, depth=depth, parameters_m=parameters_m
+        f"TerraMind 1.0 {size}",
+        "tmtool.models.terramind",
+        files,
+        dim=dim,
+        depth=depth,
+        parameters_m=parameters_m,
+        tokenizer_m=(92, 197, 92),
+        tile_mb=(25, 100, 150),
     )
 
 
@@ -200,6 +264,8 @@ _DEMO = ModelEntry(
     parameters_m=1.7,
     step_tflop=0.0012,
     classes_tflop=0.0004,
+    tokenizer_m=(0.5, 0.5, 0.4),
+    tile_mb=(15, 100, 60),
     inputs=("S2L2A", "S1GRD", "S1RTC", "DEM"),
     outputs=("S2L2A", "S1GRD", "S1RTC", "LULC", "NDVI"),
     absent={"DEM": "what it learned of elevation was not good enough to be offered"},
