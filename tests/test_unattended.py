@@ -449,3 +449,69 @@ def test_the_demo_model_is_gone_on_with(tmtool: Any, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["from_row"] > 0
     name = "demo_scene_LULC.tif"
     np.testing.assert_array_equal(pixels(out / name), pixels(tmp_path / "whole" / name))
+
+
+def test_a_product_being_built_is_abandoned_and_built_again(
+    tmtool: Any, make_raster: Any, identity: str, out: Path
+) -> None:
+    path = make_raster(scene_with_holes())
+    args = ("generate", path, "--out", "S1GRD", "--model", identity, "-o", out)
+    slow = RUN.replace("with s.registered", "from tmtool import cog\ncog.rasterio.shutil.copy = lambda *a, **k: "
+                       "(print('building', file=sys.stderr, flush=True), time.sleep(300))\nwith s.registered")  # fmt: skip
+    command = [sys.executable, "-c", slow.format(pause=0), *map(str, args)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stderr is not None
+        while process.stderr.readline() != "building\n":
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+    assert not (out / "scene_S1GRD.tif").exists()
+    FAILURES["raise"] = AssertionError("a tile was made again")
+    result = tmtool(*args, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["from_row"] == 1500
+    assert left_behind(out) == ["scene_S1GRD.tif"]
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+from tests import simple_models as s
+from tmtool.cli import main
+with s.registered():
+    main()
+"""
+
+
+@pytest.mark.parametrize("height", [300, 3000])
+def test_a_disk_that_takes_no_more_leaves_no_product(make_raster: Any, out: Path, height: int) -> None:
+    """Files may not grow beyond 1 MB here, which GDAL meets as it meets a full disk: while rows or the COG are written."""
+    path = make_raster(np.random.default_rng(0).normal(-12, 4, (2, height, 500)).astype(np.float32))
+    args = ("generate", path, "--in", "S1GRD", "--out", "S1RTC", "--model", "identity", "-o", out)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *map(str, args)], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.returncode == 1, done.stderr
+    assert "writing failed with" in done.stderr
+    assert "GB free on its disk" in done.stderr
+    assert left_behind(out) == []
+
+
+def test_a_reader_that_breaks_midway_leaves_nothing(
+    tmtool: Any, make_raster: Any, identity: str, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tmtool.source import Reader
+
+    plain, calls = Reader.read, []
+
+    def breaking(self: Reader, window: Any) -> Any:
+        calls.append(window)
+        if len(calls) == 12:
+            raise SystemError("a thread died")
+        return plain(self, window)
+
+    monkeypatch.setattr(Reader, "read", breaking)
+    with pytest.raises(SystemError):
+        tmtool("generate", make_raster(scene_with_holes()), "--out", "S1GRD", "--model", identity, "-o", out)
+    assert left_behind(out) == []

@@ -225,8 +225,8 @@ def _check_targets(prepared: Prepared) -> None:
     free, needed = shutil.disk_usage(parent).free, prepared.disk_bytes
     if needed > free:
         raise OutputError(
-            f"{folder}: not enough disk for {prepared.scene.stem}: {needed / 1e9:.2f} GB needed while it runs, "
-            f"{free / 1e9:.2f} GB free."
+            f"{folder}: not enough disk for {prepared.scene.stem}: {needed / 1e6:,.0f} MB needed while it runs, "
+            f"{free / 1e6:,.0f} MB free."
         )
 
 
