@@ -74,6 +74,10 @@ class Noisy:
         return {"x": (first(batch)[:, :1] * (1 + y * x)[:, None]).astype(np.float32)}
 
 
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
 FAILURES: dict[str, Any] = {}
 """What `build`'s model does instead of working: `raise` an exception at call `at`, give one `value` or one `class`."""
 
@@ -129,6 +133,8 @@ class _Failing:
 
     def __call__(self, batch: TileBatch) -> dict[str, np.ndarray]:
         self.calls += 1
+        if len(batch.rows) > FAILURES.get("room", len(batch.rows)):
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         if "raise" in FAILURES and self.calls >= FAILURES.get("at", 1):
             raise FAILURES["raise"]
         out = self.inner(batch)

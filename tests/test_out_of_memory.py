@@ -1,6 +1,7 @@
 """Out of memory on the device: smaller batches, the same result. On the host: batches that fit, or a refusal that says how much."""
 
 import gc
+import json
 import logging
 import sys
 import weakref
@@ -13,7 +14,7 @@ import pytest
 import rasterio
 
 from tests.conftest import ROOT
-from tests.simple_models import BlockMean, Coordinates, Noisy
+from tests.simple_models import FAILURES, BlockMean, Coordinates, Noisy, OutOfMemoryError
 from tests.test_engine import run, scene
 from tmtool import device, memory, models
 from tmtool.device import Compute
@@ -25,10 +26,6 @@ from tmtool.plan import Tiling
 
 GB = 10**9
 TILING = Tiling(64, 48, 4)
-
-
-class OutOfMemoryError(RuntimeError):
-    """Named as torch's."""
 
 
 class Small:
@@ -436,3 +433,73 @@ def test_the_batch_of_a_gpu_follows_what_is_free(
         assert device.batch_size("cuda:0") == tiles
     finally:
         device.batch_size.cache_clear()
+
+
+def s2(make_raster: Any, name: str, seed: int = 0, shape: tuple[int, int] = (600, 700)) -> Path:
+    path: Path = make_raster(np.random.default_rng(seed).integers(1, 3000, (12, *shape)).astype(np.int16), name)
+    return path
+
+
+def made(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    with rasterio.open(path) as src:
+        return src.read(), json.loads(src.tags()["TMTOOL_PROVENANCE"])
+
+
+def test_a_run_goes_on_with_smaller_batches_and_records_it(
+    tmtool: Any, make_raster: Any, identity: str, tmp_path: Path
+) -> None:
+    scenes = [s2(make_raster, f"{name}.tif", seed) for seed, name in enumerate("abc")]
+    options = ("--out", "S1GRD,LULC", "--model", identity, "--batch-size", 8, "-o")
+    assert tmtool("generate", *scenes, *options, tmp_path / "plain").exit_code == 0
+    FAILURES["room"] = 3
+    result = tmtool("generate", *scenes, *options, tmp_path / "small")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("out of memory") == 2 * 2  # twice, each with the device's own words
+    assert "Going on with 4" in result.stderr
+    assert "Going on with 2" in result.stderr
+    assert "instead of" not in result.stderr
+    for scene_name in "abc":
+        for product in ("S1GRD", "LULC"):
+            values, said = made(tmp_path / "small" / f"{scene_name}_{product}.tif")
+            expected, before = made(tmp_path / "plain" / f"{scene_name}_{product}.tif")
+            np.testing.assert_array_equal(values, expected)
+            assert (before["batch_size"], said["batch_size"]) == (8, 2)
+
+
+def test_reconstruct_goes_on_too(tmtool: Any, make_raster: Any, identity: str, tmp_path: Path) -> None:
+    path = s2(make_raster, "a.tif")
+    options = ("--model", identity, "--batch-size", 4, "-o")
+    assert tmtool("reconstruct", path, *options, tmp_path / "plain").exit_code == 0
+    FAILURES["room"] = 1
+    result = tmtool("reconstruct", path, *options, tmp_path / "small")
+    assert result.exit_code == 0, result.stderr
+    (name,) = (p.name for p in (tmp_path / "plain").glob("*.tif"))
+    values, said = made(tmp_path / "small" / name)
+    np.testing.assert_array_equal(values, made(tmp_path / "plain" / name)[0])
+    assert said["batch_size"] == 1
+
+
+def test_a_scene_for_which_one_tile_is_too_much_fails_alone(
+    tmtool: Any, make_raster: Any, identity: str, tmp_path: Path
+) -> None:
+    FAILURES["room"] = 0
+    result = tmtool("generate", s2(make_raster, "a.tif"), "--out", "S1GRD", "--model", identity, "-o", tmp_path / "out")
+    assert result.exit_code == EXIT_SOME_FAILED
+    assert "no room for one tile" in result.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_max_memory_makes_batches_smaller_or_is_refused(
+    tmtool: Any, make_raster: Any, identity: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "host_bytes", lambda specs, size: (1 * GB, GB // 2))
+    path = s2(make_raster, "a.tif")
+    options = ("--out", "S1GRD", "--model", identity, "--batch-size", 4, "-o", tmp_path / "out")
+    result = tmtool("generate", path, *options, "--max-memory", "1.3G")
+    assert result.exit_code == EXIT_SOME_FAILED
+    assert "Not enough memory: about 1." in result.stderr
+    assert "1.3 GB may be used (--max-memory)" in result.stderr
+    result = tmtool("generate", path, *options, "--max-memory", "2.5G")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("2 tiles a batch instead of 4: 2.5 GB may be used (--max-memory)") == 1
+    assert made(tmp_path / "out" / "a_S1GRD.tif")[1]["batch_size"] == 2

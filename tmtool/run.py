@@ -1,6 +1,7 @@
 """The pipeline of one scene: the only module that wires all stages."""
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +19,9 @@ from tmtool.errors import InputError
 from tmtool.grid import BoolArray, FloatArray, Window
 from tmtool.job import Job, Prepared
 from tmtool.journal import journal_path, read
+from tmtool.memory import BackOff, fit, limit_bytes, loading
 from tmtool.modality import MODALITIES
-from tmtool.models import ModelSpec, TileModel
+from tmtool.models import ModelSpec
 from tmtool.models.weights import WeightFile, digest, local_file, locate
 from tmtool.products import tokenised
 from tmtool.progress import Reporter, SilentReporter
@@ -55,7 +57,9 @@ class Runner:
 
     def __init__(self, job: Job, reporter: Reporter | None = None) -> None:
         self.job, self.reporter = job, reporter or SilentReporter()
-        self._built: dict[str, tuple[ModelSpec, TileModel]] = {}
+        self._built: dict[str, tuple[ModelSpec, BackOff]] = {}
+        self._most = sys.maxsize  # tiles a batch that the device had room for
+        self._least_said = sys.maxsize  # tiles a batch that the host has room for, as the log has been told
         self._computes: dict[tuple[str, str], Compute] = {}
         self._digests: dict[Path, str] = {}
 
@@ -89,10 +93,10 @@ class Runner:
         On an error nothing is left of them; on a signal what is needed to go on. `place` is told beside the scene's name,
         `check` is called before products get their names and may raise. Raises `TmtoolError`.
         """
-        start = time.monotonic()
         spec = self._spec(self.job, prepared)
         said = self._said(prepared, spec)
-        batch = said["batch_size"] = self._batch(prepared, spec, said)
+        start = time.monotonic()  # torch is imported and weights are digested by now, which is not the scene's time
+        batch = said["batch_size"] = self._fitting(prepared, spec, self._batch(prepared, spec, said))
         prepared.scene.folder.mkdir(parents=True, exist_ok=True)
         name = f"{prepared.scene.stem} ({place})" if place else prepared.scene.stem
         self.reporter.begin(name, len(prepared.plan))
@@ -105,6 +109,7 @@ class Runner:
             for block in scene.engine.blocks(range(row, prepared.grid.shape[0])):
                 writing.put(block)
             writing.flush()
+            writing.say(batch_size=min(batch, self._in_force()))
             self.reporter.phase("writing products")
         except BaseException as error:
             stack.__exit__(type(error), error, error.__traceback__)
@@ -124,6 +129,24 @@ class Runner:
             return int(found.header["batch_size"])
         return min(batch_size(spec.compute.device), len(prepared.plan))
 
+    def _fitting(self, prepared: Prepared, spec: ModelSpec, batch: int) -> int:
+        """Return the tiles a batch, at most `batch`, that memory has room for. Raises `OutOfMemory` where it has none for one."""
+        encodes = TASKS[spec.task].from_tokens and any(source.scale == 1 for source in prepared.sources.values())
+        specs = [spec, self.encoding_spec(prepared)] if encodes else [spec]
+        limit, batch = limit_bytes(self.job.max_memory), min(batch, self._in_force())
+        model_bytes, tile_bytes = models.host_bytes(specs, prepared.plan.size)
+        fits = fit(limit, prepared.memory_bytes, model_bytes, tile_bytes, batch)
+        if fits < min(batch, self._least_said):
+            allowed, why = limit
+            _log.warning("%d tiles a batch instead of %d: %.1f GB may be used (%s)", fits, batch, allowed / 1e9, why)
+            self._least_said = fits
+        return fits
+
+    def _in_force(self) -> int:
+        """Return the most tiles a batch that the device has been found to have room for."""
+        self._most = min(self._most, *(model.size for _, model in self._built.values()), sys.maxsize)
+        return self._most
+
     def _files(self, spec: ModelSpec) -> dict[WeightFile, Path] | None:
         if self.job.weights == models.RANDOM:
             return None
@@ -138,12 +161,14 @@ class Runner:
         spec = job.spec(tuple(prepared.sources), self._computes[asked])
         return replace(spec, files=self._files(spec))
 
-    def model(self, spec: ModelSpec) -> TileModel:
+    def model(self, spec: ModelSpec) -> BackOff:
         """Return the model of a spec, built if it is not the last one of its task."""
         if spec.task not in self._built or self._built[spec.task][0] != spec:
+            size = self._in_force()
             self._built.pop(spec.task, None)  # free the old one first
             start = time.monotonic()
-            self._built[spec.task] = (spec, models.build(spec))
+            with loading(spec.name):
+                self._built[spec.task] = (spec, BackOff(models.build(spec), size))
             _log.debug("model %s ready on %s in %.1f s", spec.name, spec.compute.device, time.monotonic() - start)
         return self._built[spec.task][1]
 

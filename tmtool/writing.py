@@ -67,6 +67,10 @@ class Writing:
         self._pending: deque[Future[None]] = deque()
         self._stopped, self._commit = False, threading.Lock()
 
+    def say(self, **facts: Any) -> None:
+        """Change what products say of how they were made, by what only the run could tell."""
+        self._said |= facts
+
     @property
     def _journalled(self) -> bool:
         """Whether it is worth going on from the middle: not within one row of tiles, and not where there is but one mean."""

@@ -153,9 +153,9 @@ class _Batch:
                 continue
             for source in prepared.sources.values():
                 why = (source.modality.name, source.modality_why, source.offset, source.offset_why)
-                _log.debug("%s: %s by %s; offset %g (%s)", scene.path, *why)
+                _log.debug("%s: %s by %s; offset %g (%s)", source.path, *why)
                 for warning in source.warnings:
-                    _log.warning("%s: %s", scene.path, warning)
+                    _log.warning("%s: %s", source.path, warning)
             ready.append(prepared)
         return ready
 
