@@ -175,7 +175,7 @@ def test_tile_order_changes_nothing(shuffle: str) -> None:
         tiles = tiles[::-1]
     else:
         np.random.default_rng(0).shuffle(tiles)  # type: ignore[arg-type]
-    stitcher = Stitcher(X, 611, range(600))
+    stitcher = Stitcher(X, range(611), range(600))
     strips = []
     for tile in tiles:
         item = load(tile, feed_of(raster), plan.shape, plan.delta)
@@ -188,7 +188,7 @@ def test_tile_order_changes_nothing(shuffle: str) -> None:
 
 def test_a_missing_tile_is_noticed() -> None:
     plan = TilePlan((600, 600), TILINGS[0])
-    stitcher = Stitcher(X, 600, range(600))
+    stitcher = Stitcher(X, range(600), range(600))
     tile = list(plan.tiles())[1]
     list(stitcher.add(tile.index, plan.place(tile, X), np.zeros((1, 256, 256), np.float32), np.ones((256, 256), bool)))
     with pytest.raises(ValueError, match="tile 0 of x never came"):
@@ -281,7 +281,7 @@ def test_working_memory_does_not_grow_with_height() -> None:
     """Rows are handed out as soon as no tile can change them."""
     held: list[int] = []
     plan = TilePlan((5000, 64), TILINGS[0])
-    stitcher = Stitcher(X, 64, range(5000))
+    stitcher = Stitcher(X, range(64), range(5000))
     emitted = 0
     blank: Callable[[], np.ndarray] = lambda: np.zeros((1, 256, 256), np.float32)  # noqa: E731
     for tile in plan.tiles():
@@ -289,3 +289,48 @@ def test_working_memory_does_not_grow_with_height() -> None:
             emitted += strip.values.shape[1]
         held.append(tile.row + 256 - 8 - emitted)
     assert max(held) <= 256
+
+
+@pytest.mark.parametrize(
+    "spec", [X, OutputSpec("x", 1, scale=16), OutputSpec("x", 1, 16, "own"), OutputSpec("x", 1, 16, pool="tile")]
+)
+@pytest.mark.parametrize("parts", [2, 3, 5])
+def test_parts_side_by_side_make_up_the_whole_bit_for_bit(spec: OutputSpec, parts: int) -> None:
+    raster = scene((500, 1111))
+    valid = np.ones((500, 1111), bool)
+    valid[100:400, 300:800] = False
+    plan = TilePlan((500, 1111), Tiling(256, 192, 16))
+    model = BlockMean() if spec.scale == 16 else Noisy()
+    engine = Engine(plan, [spec], feed_of(raster, valid), model, 2)
+    whole = np.zeros((1, *plan.product_shape(spec)), np.float32)
+    seen = np.zeros(whole.shape[1:], int)
+    split, holes = whole.copy(), seen.copy()
+    columns = plan.columns(parts)
+    assert [*columns[0], *columns[-1]][-1] == 1110
+    for into, counts, spans in ((whole, None, [None]), (split, seen, columns)):
+        for cols in spans:
+            for block in engine.blocks(None, cols):
+                for _, s in block.strips:
+                    at = (slice(s.row, s.row + len(s.valid)), slice(s.col, s.col + s.valid.shape[1]))
+                    into[:, *at] = s.values
+                    holes[at] = s.valid
+                    if counts is not None:
+                        counts[at] += 1
+    assert (seen == 1).all()
+    np.testing.assert_array_equal(split, whole)
+
+
+def test_blocks_say_which_rows_are_final_though_empty_tiles_come_first() -> None:
+    """Empty tiles do not wait for their batch, so a row's last tile may make several rows final at once."""
+    raster = scene((1000, 500))
+    valid = np.zeros((1000, 500), bool)
+    valid[300:350] = True
+    plan = TilePlan((1000, 500), TILINGS[0])
+    specs = [X, OutputSpec("x", 1)]
+    done = 0
+    for block in Engine(plan, specs, feed_of(raster, valid), Identity({"x": 1}), 8).blocks():
+        for _, strip in block.strips:
+            assert strip.row == done
+            assert strip.row + len(strip.valid) == block.row
+        done = block.row
+    assert done == 1000

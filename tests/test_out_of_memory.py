@@ -20,6 +20,7 @@ from tmtool import device, memory, models
 from tmtool.device import Compute
 from tmtool.errors import EXIT_SOME_FAILED, OutOfMemory, UsageError
 from tmtool.grid import OutputSpec, TileBatch
+from tmtool.job import Prepared
 from tmtool.memory import BackOff, fit, is_out_of_memory, limit_bytes, loading, parse_size, part
 from tmtool.models import ModelSpec, host_bytes
 from tmtool.plan import Tiling
@@ -503,3 +504,36 @@ def test_max_memory_makes_batches_smaller_or_is_refused(
     assert result.exit_code == 0, result.stderr
     assert result.stderr.count("2 tiles a batch instead of 4: 2.5 GB may be used (--max-memory)") == 1
     assert made(tmp_path / "out" / "a_S1GRD.tif")[1]["batch_size"] == 2
+
+
+PARTED = [("generate", "--out", "S1GRD,LULC"), ("tokenize",), ("reconstruct",), ("embed", "--pool", "tile"), ("embed",)]
+
+
+@pytest.mark.parametrize("command", PARTED, ids=" ".join)
+def test_a_scene_too_wide_for_memory_is_made_in_parts(
+    tmtool: Any, make_raster: Any, identity: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
+) -> None:
+    monkeypatch.setattr(models, "host_bytes", lambda specs, size: (0, 0))
+    monkeypatch.setattr(Prepared, "memory_bytes", lambda self, parts=1: GB // parts)
+    path = s2(make_raster, "a.tif", shape=(600, 3000))
+    with rasterio.open(path, "r+") as dst:
+        dst.nodata = 0
+        dst.write(np.zeros((12, 200, 900), np.int16), window=rasterio.windows.Window(700, 100, 900, 200))
+    options = (*command, path, "--model", identity, "--json", "-o")
+    plain = tmtool(*options, tmp_path / "plain")
+    parts = tmtool(*options, tmp_path / "parts", "--max-memory", "400MB")
+    assert parts.exit_code == plain.exit_code == 0, parts.stderr
+    assert "made in 3 parts side by side: 0.4 GB may be used (--max-memory)" in parts.stderr
+    assert "side by side" not in plain.stderr
+    names = sorted(p.name for p in (tmp_path / "plain").glob("*.tif"))
+    assert sorted(p.name for p in (tmp_path / "parts").glob("*.tif")) == names
+    for name in names:
+        values, said = made(tmp_path / "parts" / name)
+        expected, before = made(tmp_path / "plain" / name)
+        np.testing.assert_array_equal(values, expected)
+        assert said.get("validity") == before.get("validity")
+    measured, expected = (json.loads(r.stdout)["measured"] for r in (parts, plain))
+    assert json.dumps(measured) == json.dumps(expected) or command[0] == "reconstruct"
+    if command[0] == "reconstruct":
+        for band, figures in expected["S2L2A_rec"]["bands"].items():
+            assert measured["S2L2A_rec"]["bands"][band] == pytest.approx(figures, rel=1e-9)

@@ -45,9 +45,9 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def start(*args: object, pause: float = 0.02) -> "subprocess.Popen[str]":
+def start(*args: object, pause: float = 0.02, setup: str = "") -> "subprocess.Popen[str]":
     """Start a command in a process of its own, with a model that takes its time and says each tile on standard error."""
-    command = [sys.executable, "-c", RUN.format(pause=pause), *map(str, args)]
+    command = [sys.executable, "-c", setup + RUN.format(pause=pause), *map(str, args)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
@@ -151,6 +151,25 @@ def interrupted(make_raster: Any, out: Path, *options: object, tiles: int = 14) 
     assert process.returncode == 143, said
     assert left_behind(out) == [".tmtool-scene_S1GRD.tif.work.tif", ".tmtool-scene_generate.journal"]
     return args
+
+
+def test_parts_are_gone_on_with(tmtool: Any, make_raster: Any, identity: str, out: Path, tmp_path: Path) -> None:
+    path = make_raster(scene_with_holes(900, 2500), nodata=0)
+    args = ("generate", path, "--out", "S1GRD", "--model", identity, "-o")
+    few = "from tmtool import job, models\nmodels.host_bytes = lambda *a: (0, 0)\n"
+    few += "job.Prepared.memory_bytes = lambda self, parts=1: 10**9 // parts\n"
+    process = start(*args, out, "--max-memory", "400MB", setup=few)
+    tiles_until(process, 52)
+    process.kill()
+    process.communicate()
+    last = journal.read(next(out.glob("*.journal"))).records[-1]  # type: ignore[union-attr]
+    assert last.part > 0
+    result = tmtool(*args, out)  # with all the memory there is, it still goes on in parts
+    assert f"going on from part {last.part + 1} of" in result.stderr
+    assert f"row {last.row} of 900" in result.stderr
+    assert tmtool(*args, tmp_path / "whole").exit_code == 0
+    np.testing.assert_array_equal(pixels(out / "scene_S1GRD.tif"), pixels(tmp_path / "whole" / "scene_S1GRD.tif"))
+    assert left_behind(out) == ["scene_S1GRD.tif"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "missing", "work"])

@@ -99,7 +99,7 @@ class RollingRows:
     """The last rows of something that is computed from the top, to be read like a raster whose rows do not go back far.
 
     `start(row)` begins the computation at a row and yields finished strips; `keep` is the number of rows that a window
-    may begin above the one before.
+    may begin above the one before. One that begins higher starts the computation again.
     """
 
     def __init__(self, start: Callable[[int], Iterator[Strip]], keep: int) -> None:
@@ -109,7 +109,8 @@ class RollingRows:
 
     def read(self, window: Window) -> tuple[FloatArray, BoolArray]:
         """Return values `(C, h, w)` and validity `(h, w)` of a window; compute what is missing of it."""
-        if self._strips is None:
+        if self._strips is None or (self._held and window.row < self._held[0].row):
+            self._held.clear()
             self._strips = self._start(window.row)
         stop = window.row + window.height
         while not self._held or _end(self._held[-1]) < stop:

@@ -51,33 +51,39 @@ class Engine:
         for block in self.blocks(rows):
             yield from block.strips
 
-    def blocks(self, rows: range | None = None) -> Iterator["Block"]:
+    def blocks(self, rows: range | None = None, cols: range | None = None) -> Iterator["Block"]:
         """Yield the finished rows of all outputs, a tile row at a time.
 
-        `rows` limits them to some source rows; parts that share no row make up the whole scene, bit for bit.
+        `rows` and `cols` limit them to some source rows and columns; parts that share none make up the whole scene, bit
+        for bit.
         """
         plan = self.plan
         rows = rows if rows is not None else range(plan.shape[0])
-        asked = [plan.product_rows(rows, s) for s in self.specs]
-        touched = [plan.tile_rows(r, s) for r, s in zip(asked, self.specs, strict=True) if len(r)]
-        if not touched:
+        cols = cols if cols is not None else range(plan.shape[1])
+        asked = [(s, plan.product_rows(rows, s), plan.product_cols(cols, s)) for s in self.specs]
+        tile_rows = _hull([plan.tile_rows(r, s) for s, r, c in asked if r and c])
+        tile_cols = _hull([plan.tile_cols(c, s) for s, r, c in asked if r and c])
+        if not tile_rows:
             return
-        tile_rows = range(min(t.start for t in touched), max(t.stop for t in touched))
-        tiles = list(plan.tiles(tile_rows))
-        stitchers = [
-            Stitcher(s, plan.product_shape(s)[1], r, tiles[0].index, plan.delta)
-            for r, s in zip(asked, self.specs, strict=True)
-        ]
+        tiles = list(plan.tiles(tile_rows, tile_cols))
+        stitchers = [Stitcher(s, c, r, plan.delta) for s, r, c in asked]
         for done, outputs in self._model_outputs(tiles):
-            strips = []
-            for spec, stitcher in zip(self.specs, stitchers, strict=True):
+            number = (done.tile.tile_row - tile_rows.start) * len(tile_cols) + done.tile.tile_col - tile_cols.start
+            finished = []
+            for stitcher in stitchers:
+                spec = stitcher.spec
                 values = None if outputs is None or not spec.channels else outputs[spec.name]
-                place = plan.place(done.tile, spec)
-                strips += [(spec, strip) for strip in stitcher.add(done.tile.index, place, values, done.valid)]
-            if strips:  # the first tile of a row makes final what lies above it, of all outputs
-                yield Block(plan.first_row(done.tile.tile_row), strips)
-        strips = [(spec, strip) for spec, s in zip(self.specs, stitchers, strict=True) for strip in s.finish()]
-        yield Block(rows.stop, strips)
+                finished.append(list(stitcher.add(number, plan.place(done.tile, spec), values, done.valid)))
+            yield from self._as_blocks(finished)
+        yield Block(rows.stop, [(s.spec, strip) for s in stitchers for strip in s.finish()])
+
+    def _as_blocks(self, finished: Sequence[Sequence[Strip]]) -> Iterator["Block"]:
+        """Yield a block for each row of tiles that is final now: all outputs have a strip of it."""
+        for strips in zip(*finished, strict=True):
+            ends = [
+                (strip.row + len(strip.valid)) * self.plan.side(s) for s, strip in zip(self.specs, strips, strict=True)
+            ]
+            yield Block(min(ends), list(zip(self.specs, strips, strict=True)))
 
     def _model_outputs(self, tiles: Sequence[Tile]) -> Iterator[tuple[TileInput, Mapping[str, Any] | None]]:
         """Yield every tile with the model's outputs for it, or None for an empty one."""
@@ -105,6 +111,11 @@ class Engine:
         self.advance(len(items))
         for i, item in enumerate(items):
             yield item, {name: values[i] for name, values in outputs.items()}
+
+
+def _hull(spans: Sequence[range]) -> range:
+    """Return the range that holds all of these."""
+    return range(min(s.start for s in spans), max(s.stop for s in spans)) if spans else range(0)
 
 
 def patch_feed(engine: Engine, fill: tuple[float, ...]) -> Feed:

@@ -114,11 +114,15 @@ class TileBatch:
 
 @dataclass(frozen=True)
 class Strip:
-    """Finished rows of one output: `values` `(C, h, W)` in the spec's dtype, `valid` `(h, W)`, from product row `row`."""
+    """Finished rows of one output: `values` `(C, h, w)` in the spec's dtype, `valid` `(h, w)`, from product row `row`.
+
+    They begin at product column `col`.
+    """
 
     row: int
     values: NDArray[Any]
     valid: BoolArray
+    col: int = 0
 
 
 def reflect(start: int, stop: int, size: int) -> NDArray[np.int64]:

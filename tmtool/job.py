@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -159,13 +159,22 @@ class Prepared:
         """Upper bound of the disk needed while the scene runs."""
         return sum(disk_bytes(self.plan.product_grid(self.grid, p.spec), [p.layout]) for p in self.products)
 
-    @property
-    def memory_bytes(self) -> int:
+    def tiles(self, columns: Sequence[range]) -> int:
+        """Count the tiles that the model sees if the scene is made in these parts: some twice where parts meet."""
+        plan, spec = self.plan, self.products[0].spec
+        return plan.counts[0] * sum(len(plan.tile_cols(plan.product_cols(cols, spec), spec)) for cols in columns)
+
+    def width(self, parts: int) -> int:
+        """Source columns that are read at a time where the scene is made in so many parts."""
+        return min(self.grid.shape[1], max(len(cols) for cols in self.plan.columns(parts)) + 2 * self.plan.size)
+
+    def memory_bytes(self, parts: int = 1) -> int:
         """Estimate of the memory that streaming needs beside the model: block cache, read-ahead, rolling rows, strips."""
-        cache = max(64 << 20, sum(s.cache_bytes(self.plan.size) for s in self.sources.values()))
+        width = self.width(parts)
+        cache = max(64 << 20, sum(s.cache_bytes(self.plan.size, width) for s in self.sources.values()))
         tile = sum(len(s.bands) * (self.plan.size // s.scale) ** 2 * 4 for s in self.sources.values())
         rows = 2 * self.plan.size + STRIPS_AHEAD * self.plan.tiling.stride
-        held = sum(4 * p.spec.channels * rows * self.grid.shape[1] // p.spec.scale**2 for p in self.products)
+        held = sum(4 * p.spec.channels * rows * width // p.spec.scale**2 for p in self.products)
         return cache + 16 * tile + held
 
 

@@ -19,12 +19,16 @@ from tmtool.writer import WORK_PREFIX
 
 @dataclass(frozen=True)
 class Record:
-    """Product rows that begin above source row `row` are final; `checksums` are of those since the record before."""
+    """Product rows that begin above source row `row` are final, of a part of the scene's columns.
+
+    `checksums` are of those since the record before.
+    """
 
     row: int
     checksums: Mapping[str, int]
     varies: bool
     """Whether the input's valid pixels seen so far vary."""
+    part: int = 0
 
 
 @dataclass

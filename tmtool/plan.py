@@ -90,15 +90,11 @@ class TilePlan:
         """First source px of the i-th tile along either axis."""
         return -self.delta + i * self.tiling.stride
 
-    def first_row(self, tile_row: int) -> int:
-        """First source row that the tiles of a row contribute to: all above it is final when they come."""
-        return max(0, self.origin(tile_row) + self.delta)
-
-    def tiles(self, tile_rows: range | None = None) -> Iterator[Tile]:
-        """Yield the tiles of these tile rows (default: all) in order."""
+    def tiles(self, tile_rows: range | None = None, tile_cols: range | None = None) -> Iterator[Tile]:
+        """Yield the tiles of these tile rows and columns (default: all) in order."""
         rows, cols = self.counts
         for r in tile_rows if tile_rows is not None else range(rows):
-            for c in range(cols):
+            for c in tile_cols if tile_cols is not None else range(cols):
                 yield Tile(r * cols + c, r, c, self.origin(r), self.origin(c), self.size)
 
     @property
@@ -121,13 +117,31 @@ class TilePlan:
         """
         if spec.pool == "scene":
             return grid.cells(self.shape, (1, 1))
-        side = self.step if spec.pool == "tile" else spec.scale
+        side = self.side(spec)
         return grid.cells((side, side), self.product_shape(spec))
+
+    def side(self, spec: OutputSpec) -> int:
+        """Source px per product row or column."""
+        return self.step if spec.pool == "tile" else spec.scale
 
     def product_rows(self, rows: range, spec: OutputSpec) -> range:
         """Return the product rows that begin in these source rows."""
-        side, height = (self.step if spec.pool == "tile" else spec.scale), self.product_shape(spec)[0]
-        return range(min(-(-rows.start // side), height), min(-(-rows.stop // side), height))
+        return self._beginning(rows, spec, 0)
+
+    def product_cols(self, cols: range, spec: OutputSpec) -> range:
+        """Return the product columns that begin in these source columns."""
+        return self._beginning(cols, spec, 1)
+
+    def _beginning(self, span: range, spec: OutputSpec, axis: int) -> range:
+        side, most = self.side(spec), self.product_shape(spec)[axis]
+        return range(min(-(-span.start // side), most), min(-(-span.stop // side), most))
+
+    def columns(self, parts: int) -> list[range]:
+        """Cut the scene into about as many parts of source columns, on the borders of tiles."""
+        count = self.counts[1]
+        parts = min(parts, count)
+        cuts = [k * count // parts * self.step for k in range(parts)]
+        return [range(a, b) for a, b in zip(cuts, [*cuts[1:], self.shape[1]], strict=True)]
 
     def kept(self, i: int, length: int, spec: OutputSpec) -> tuple[int, int]:
         """First and past-the-last product px that the i-th tile contributes to along an axis of `length` source px."""
@@ -139,8 +153,15 @@ class TilePlan:
 
     def tile_rows(self, rows: range, spec: OutputSpec) -> range:
         """Return the tile rows that contribute to these product rows."""
-        length, count = self.shape[0], self.counts[0]
-        hit = [i for i in range(count) if (k := self.kept(i, length, spec))[0] < rows.stop and k[1] > rows.start]
+        return self._touching(rows, spec, 0)
+
+    def tile_cols(self, cols: range, spec: OutputSpec) -> range:
+        """Return the tile columns that contribute to these product columns."""
+        return self._touching(cols, spec, 1)
+
+    def _touching(self, span: range, spec: OutputSpec, axis: int) -> range:
+        length, count = self.shape[axis], self.counts[axis]
+        hit = [i for i in range(count) if (k := self.kept(i, length, spec))[0] < span.stop and k[1] > span.start]
         return range(hit[0], hit[-1] + 1) if hit else range(0)
 
     def place(self, tile: Tile, spec: OutputSpec) -> Placement:

@@ -15,7 +15,7 @@ from tmtool import models
 from tmtool.batches import Feed
 from tmtool.device import Compute, batch_size, resolve
 from tmtool.engine import Engine, Lazy, Watch, patch_feed
-from tmtool.errors import InputError
+from tmtool.errors import InputError, OutOfMemory
 from tmtool.grid import BoolArray, FloatArray, Window
 from tmtool.job import Job, Prepared
 from tmtool.journal import journal_path, read
@@ -96,18 +96,22 @@ class Runner:
         spec = self._spec(self.job, prepared)
         said = self._said(prepared, spec)
         start = time.monotonic()  # torch is imported and weights are digested by now, which is not the scene's time
-        batch = said["batch_size"] = self._fitting(prepared, spec, self._batch(prepared, spec, said))
+        batch, parts = self._fitting(prepared, spec, *self._begun(prepared, spec, said))
+        said["batch_size"] = batch
+        columns = prepared.plan.columns(parts)
         prepared.scene.folder.mkdir(parents=True, exist_ok=True)
         name = f"{prepared.scene.stem} ({place})" if place else prepared.scene.stem
-        self.reporter.begin(name, len(prepared.plan))
+        self.reporter.begin(name, prepared.tiles(columns))
         stack = ExitStack()
         try:
-            set_block_cache(list(prepared.sources.values()), prepared.plan.size)
+            set_block_cache(list(prepared.sources.values()), prepared.plan.size, prepared.width(parts))
             scene = _Pipeline(self, prepared, spec, batch, stack)
-            writing = stack.enter_context(Writing(prepared, said, scene.watch))
-            row = writing.begin(self.job.resume)
-            for block in scene.engine.blocks(range(row, prepared.grid.shape[0])):
-                writing.put(block)
+            writing = stack.enter_context(Writing(prepared, said, scene.watch, columns))
+            first, row = writing.begin(self.job.resume)
+            for part in range(first, parts):
+                rows = range(row if part == first else 0, prepared.grid.shape[0])
+                for block in scene.engine.blocks(rows, columns[part]):
+                    writing.put(block, part)
             writing.flush()
             writing.say(batch_size=min(batch, self._in_force()))
             self.reporter.phase("writing products")
@@ -118,29 +122,41 @@ class Runner:
             self.reporter.end()
         return Running(stack, scene, _apart(lambda: writing.finish(check)), len(prepared.plan), row, start)
 
-    def _batch(self, prepared: Prepared, spec: ModelSpec, said: Mapping[str, Any]) -> int:
-        """Return the tiles a batch: what was asked for, or what a run that will be gone on with began with, or the device's."""
-        if self.job.batch_size:
-            return min(self.job.batch_size, len(prepared.plan))
+    def _begun(self, prepared: Prepared, spec: ModelSpec, said: Mapping[str, Any]) -> tuple[int, int]:
+        """Return tiles a batch and parts: those that a run which will be gone on with began with, else the usual."""
         found = (
             read(journal_path(prepared.scene.folder, prepared.scene.stem, self.job.task)) if self.job.resume else None
         )
-        if found and found.header.get("making") == fingerprint(said):
-            return int(found.header["batch_size"])
-        return min(batch_size(spec.compute.device), len(prepared.plan))
+        begun = found.header if found and found.header.get("making") == fingerprint(said) else {}
+        usual = begun.get("batch_size") or batch_size(spec.compute.device)
+        return min(self.job.batch_size or usual, len(prepared.plan)), begun.get("parts", 1)
 
-    def _fitting(self, prepared: Prepared, spec: ModelSpec, batch: int) -> int:
-        """Return the tiles a batch, at most `batch`, that memory has room for. Raises `OutOfMemory` where it has none for one."""
+    def _fitting(self, prepared: Prepared, spec: ModelSpec, batch: int, parts: int) -> tuple[int, int]:
+        """Return the tiles a batch, at most `batch`, and the parts, at least `parts`, that memory has room for.
+
+        Raises `OutOfMemory` where it has none for one tile and the narrowest parts.
+        """
         encodes = TASKS[spec.task].from_tokens and any(source.scale == 1 for source in prepared.sources.values())
         specs = [spec, self.encoding_spec(prepared)] if encodes else [spec]
         limit, batch = limit_bytes(self.job.max_memory), min(batch, self._in_force())
         model_bytes, tile_bytes = models.host_bytes(specs, prepared.plan.size)
-        fits = fit(limit, prepared.memory_bytes, model_bytes, tile_bytes, batch)
+        narrowest = prepared.plan.counts[1]
+        while True:
+            try:
+                fits = fit(limit, prepared.memory_bytes(parts), model_bytes, tile_bytes, batch)
+                break
+            except OutOfMemory:
+                if parts >= narrowest:
+                    raise
+                parts += 1
+        allowed, why = limit
         if fits < min(batch, self._least_said):
-            allowed, why = limit
             _log.warning("%d tiles a batch instead of %d: %.1f GB may be used (%s)", fits, batch, allowed / 1e9, why)
             self._least_said = fits
-        return fits
+        if parts > 1:
+            stem = prepared.scene.stem
+            _log.info("%s: made in %d parts side by side: %.1f GB may be used (%s)", stem, parts, allowed / 1e9, why)
+        return fits, parts
 
     def _in_force(self) -> int:
         """Return the most tiles a batch that the device has been found to have room for."""

@@ -12,13 +12,14 @@ from tmtool.grid import BoolArray, OutputSpec, Placement, Strip
 class Stitcher:
     """Adds tiles of one output, in tile order whatever the order they come in, and hands out rows that are final.
 
-    `width` is the product's width, `rows` the product rows to hand out (tiles may reach beyond them; what they hold
-    there is dropped), `first` the index of the first tile that will come; the rest must follow without a gap.
+    `cols` and `rows` are the product columns and rows to hand out (tiles may reach beyond them; what they hold there is
+    dropped). Tiles are numbered from 0 without a gap.
     `delta` is the margin of tiles in source px, for tiles that are pooled.
     """
 
-    def __init__(self, spec: OutputSpec, width: int, rows: range, first: int = 0, delta: int = 0) -> None:
-        self.spec, self.rows, self._next, self._width, self._delta = spec, rows, first, width, delta
+    def __init__(self, spec: OutputSpec, cols: range, rows: range, delta: int = 0) -> None:
+        self.spec, self.cols, self.rows, self._next, self._delta = spec, cols, rows, 0, delta
+        self._width = width = len(cols)
         self._waiting: dict[int, tuple[Placement, NDArray[Any] | None, BoolArray]] = {}
         self._top = -1  # product row of the first row held; -1 before the first tile
         self._emitted = rows.start
@@ -26,7 +27,7 @@ class Stitcher:
         self._valid = np.zeros((0, width), np.bool_)
 
     def add(self, index: int, place: Placement, values: NDArray[Any] | None, valid: BoolArray) -> Iterator[Strip]:
-        """Take tile `index` and yield the rows that are final now.
+        """Take the tile numbered `index` and yield the rows that are final now.
 
         `values` is the model's output for the whole tile, `(channels, S/scale, S/scale)`, or None for an empty tile;
         `valid` says which of its source px hold data, `(S, S)`.
@@ -68,15 +69,20 @@ class Stitcher:
 
     def _accumulate(self, place: Placement, values: NDArray[Any] | None, valid: BoolArray) -> None:
         win, o = place.window, place.offset
-        at = (slice(win.row - self._top, win.row - self._top + win.height), slice(win.col, win.col + win.width))
-        self._valid[at] |= valid
+        left, right = max(win.col, self.cols.start), min(win.col + win.width, self.cols.stop)
+        if left >= right:
+            return
+        mine = slice(left - win.col, right - win.col)
+        rows = slice(win.row - self._top, win.row - self._top + win.height)
+        at = (rows, slice(left - self.cols.start, right - self.cols.start))
+        self._valid[at] |= valid[:, mine]
         if values is None:
             return
-        kept = values[:, o : o + win.height, o : o + win.width]
+        kept = values[:, o : o + win.height, o : o + win.width][:, :, mine]
         if self.spec.stitch == "own":
-            np.copyto(self._values[:, *at], kept, where=place.share > 0)
+            np.copyto(self._values[:, *at], kept, where=place.share[:, mine] > 0)
         else:
-            self._values[:, *at] += place.share * kept
+            self._values[:, *at] += place.share[:, mine] * kept
 
     def _grow(self, top: int, height: int) -> None:
         """Hold rows `top..top+height`, keeping what is held of them."""
@@ -95,7 +101,7 @@ class Stitcher:
             return
         at = slice(start - self._top, stop - self._top)
         self._emitted = stop
-        yield Strip(start, self._values[:, at].copy(), self._valid[at].copy())
+        yield Strip(start, self._values[:, at].copy(), self._valid[at].copy(), self.cols.start)
 
 
 class SceneMean:

@@ -212,20 +212,23 @@ class Writer:
         except (RasterioError, TypeError) as error:  # TypeError is what rasterio makes of an unknown format in "r+"
             raise ProductError(f"{self.path}: cannot open its work file ({error}).") from error
 
-    def write(self, row: int, values: NDArray[Any], valid: BoolArray) -> None:
-        """Write rows `row...` of all bands: `values` `(bands, h, width)` in the work file's dtype, nodata where not `valid`."""
+    def write(self, row: int, values: NDArray[Any], valid: BoolArray, col: int = 0) -> None:
+        """Write rows `row...` of all bands: `values` `(bands, h, w)` in the work file's dtype, nodata where not `valid`.
+
+        They begin at column `col`.
+        """
         filled = np.where(valid, values, np.asarray(self.layout.work[1], values.dtype))
         self.count(filled, valid_in(filled, self.layout))
         self._checksum = zlib.crc32(np.ascontiguousarray(filled).data, self._checksum)
         try:
-            self._dst.write(filled, window=Window(0, row, values.shape[2], values.shape[1]))
+            self._dst.write(filled, window=Window(col, row, values.shape[2], values.shape[1]))
         except RasterioError as error:
             raise self._disk_error(error) from error
 
-    def reread(self, row: int, stop: int) -> tuple[NDArray[Any], BoolArray, int]:
-        """Return rows that were written before as `(values, valid, checksum)`."""
+    def reread(self, rows: range, cols: range) -> tuple[NDArray[Any], BoolArray, int]:
+        """Return what was written before as `(values, valid, checksum)`."""
         try:
-            values = self._dst.read(window=Window(0, row, self.grid.shape[1], stop - row))
+            values = self._dst.read(window=Window(cols.start, rows.start, len(cols), len(rows)))
         except RasterioError as error:
             raise self._disk_error(error) from error
         return values, valid_in(values, self.layout), zlib.crc32(np.ascontiguousarray(values).data)

@@ -4,9 +4,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -46,12 +47,15 @@ class Written:
 class Writing:
     """Writes all products of a scene on a thread of its own; they get their names when every one is complete and valid.
 
-    Use as a context manager around `put` and `finish`. An error removes what was begun; what is no `Exception`, such as
-    a signal, leaves it for `resume`.
+    `columns` are the parts of source columns that the scene is made in. Use as a context manager around `put` and `finish`.
+    An error removes what was begun; what is no `Exception`, such as a signal, leaves it for `resume`.
     """
 
-    def __init__(self, prepared: Prepared, said: Mapping[str, Any], watch: Watch) -> None:
+    def __init__(
+        self, prepared: Prepared, said: Mapping[str, Any], watch: Watch, columns: Sequence[range] | None = None
+    ) -> None:
         self._prepared, self._said, self._watch = prepared, dict(said), watch
+        self._columns = columns or [range(prepared.grid.shape[1])]
         self._products = {p.spec.name: p for p in prepared.products}
         self._writers = {
             name: Writer(
@@ -61,7 +65,8 @@ class Writing:
         }
         self._means = {n: SceneMean(p.spec) for n, p in self._products.items() if p.spec.pool == "scene"}
         path = journal_path(prepared.scene.folder, prepared.scene.stem, said["task"])
-        self._journal = Journal(path, {"making": fingerprint(said), "batch_size": said["batch_size"]})
+        header = {"making": fingerprint(said), "batch_size": said["batch_size"], "parts": len(self._columns)}
+        self._journal = Journal(path, header)
         self._stack = ExitStack()
         self._measures: dict[str, _Measure] = {}
         self._pending: deque[Future[None]] = deque()
@@ -100,20 +105,21 @@ class Writing:
         for writer in self._writers.values():
             writer.discard()
 
-    def begin(self, resume: bool) -> int:
-        """Open the work files; return the source row to go on from, 0 for a fresh start."""
+    def begin(self, resume: bool) -> tuple[int, int]:
+        """Open the work files; return the part and the source row to go on from, 0 and 0 for a fresh start."""
         found = read(self._journal.path) if resume and self._journalled else None
-        if found is not None and (row := self._resumed(found)):
-            return row
+        if found is not None and self._resumed(found):
+            last = self._journal.records[-1]
+            return last.part, last.row
         for writer in self._writers.values():
             writer.create()
         if self._journalled:
             self._journal.records.clear()
             self._journal.begin()
-        return 0
+        return 0, 0
 
-    def _resumed(self, found: Journal) -> int:
-        """Go on with an earlier run's work files as far as they are what the journal says; return the source row."""
+    def _resumed(self, found: Journal) -> bool:
+        """Go on with an earlier run's work files as far as they are what the journal says; return whether that is at all."""
         if changed := differences(found.header.get("making", {}), self._journal.header["making"]):
             _log.warning(
                 "%s: an unfinished run that lies there was begun otherwise (%s); it is set aside",
@@ -122,9 +128,9 @@ class Writing:
             )
             for writer in self._writers.values():
                 writer.set_aside()
-            return 0
+            return False
         if not found.records:  # broken off so early that the work files may not even be whole
-            return 0
+            return False
         try:
             for writer in self._writers.values():
                 writer.resume()
@@ -134,42 +140,43 @@ class Writing:
                 self._journal.records.append(record)
         except ProductError as error:
             _log.warning("%s: an unfinished run cannot be gone on with (%s)", self._prepared.scene.stem, error)
-            return 0
+            return False
         if not self._journal.records:
-            return 0
+            return False
         self._journal.begin()
-        row = self._journal.records[-1].row
-        self._watch.varies |= self._journal.records[-1].varies
-        _log.info(
-            "%s: going on from row %d of %d of an earlier run",
-            self._prepared.scene.stem, row, self._prepared.grid.shape[0],
-        )  # fmt: skip
-        return row
+        last = self._journal.records[-1]
+        self._watch.varies |= last.varies
+        part = f"part {last.part + 1} of {len(self._columns)}, " if len(self._columns) > 1 else ""
+        where = f"{part}row {last.row} of {self._prepared.grid.shape[0]}"
+        _log.info("%s: going on from %s of an earlier run", self._prepared.scene.stem, where)
+        return True
 
     def _reread(self, record: Record) -> bool:
         """Look at what a record is about; count it and return True if it is what was written."""
-        plan, last = self._prepared.plan, self._journal.records[-1].row if self._journal.records else 0
+        plan, before = self._prepared.plan, self._journal.records[-1:]
+        first = before[0].row if before and before[0].part == record.part else 0
         read_back = []
         for name, product in self._products.items():
-            rows = plan.product_rows(range(last, record.row), product.spec)
-            if len(rows):
-                values, valid, checksum = self._writers[name].reread(rows.start, rows.stop)
+            rows = plan.product_rows(range(first, record.row), product.spec)
+            cols = plan.product_cols(self._columns[record.part], product.spec)
+            if rows and cols:
+                values, valid, checksum = self._writers[name].reread(rows, cols)
                 if record.checksums.get(product.suffix) != checksum:
-                    _log.warning("%s: rows from %d on are damaged and made again", self._writers[name].path.name, last)
+                    _log.warning("%s: rows from %d on are damaged and made again", self._writers[name].path.name, first)
                     return False
-                read_back.append((name, rows.start, values, valid))
-        for name, row, values, valid in read_back:
-            self._writers[name].count(values, valid)
-            self._measure_rows(name, row, values, valid)
+                read_back.append((name, Strip(rows.start, values, valid, cols.start)))
+        for name, strip in read_back:
+            self._writers[name].count(strip.values, strip.valid)
+            self._measure_rows(name, strip)
         return True
 
-    def put(self, block: Block) -> None:
-        """Take finished rows; wait if the disk is far behind."""
-        self._pending.append(self._pool.submit(self._write, block))
+    def put(self, block: Block, part: int = 0) -> None:
+        """Take finished rows of a part; wait if the disk is far behind."""
+        self._pending.append(self._pool.submit(self._write, block, part))
         if len(self._pending) > STRIPS_AHEAD:
             self._pending.popleft().result()
 
-    def _write(self, block: Block) -> None:
+    def _write(self, block: Block, part: int) -> None:
         for output, strip in block.strips:
             if output.name in self._means:
                 self._means[output.name].add(strip)
@@ -177,16 +184,25 @@ class Writing:
                 self._write_strip(output.name, strip)
         if self._journalled:
             sums = {p.suffix: self._writers[name].checkpoint() for name, p in self._products.items()}
-            self._journal.add(Record(block.row, sums, self._watch.varies))
+            self._journal.add(Record(block.row, sums, self._watch.varies, part))
 
     def _write_strip(self, name: str, strip: Strip) -> None:
         values = self._products[name].finish(strip)
-        self._writers[name].write(strip.row, values, strip.valid)
-        self._measure_rows(name, strip.row, values, strip.valid)
+        self._writers[name].write(strip.row, values, strip.valid, strip.col)
+        self._measure_rows(name, replace(strip, values=values))
 
-    def _measure_rows(self, name: str, row: int, values: NDArray[Any], valid: BoolArray) -> None:
-        if name in self._measures:
-            self._measures[name].add(row, values, valid)
+    def _measure_rows(self, name: str, strip: Strip) -> None:
+        if name in self._measures and len(self._columns) == 1:  # else whole rows are there at the end only
+            self._measures[name].add(strip.row, strip.values, strip.valid)
+
+    def _measure_afterwards(self) -> None:
+        """Measure products whose rows came in parts."""
+        for name in self._measures:
+            writer, step = self._writers[name], max(1, self._prepared.plan.step // self._products[name].spec.scale)
+            height, width = writer.grid.shape
+            for row in range(0, height, step):
+                values, valid, _ = writer.reread(range(row, min(row + step, height)), range(width))
+                self._measures[name].add(row, values, valid)
 
     def flush(self) -> None:
         """Wait until all rows are written."""
@@ -198,6 +214,8 @@ class Writing:
         self.flush()
         for name, mean in self._means.items():
             self._write_strip(name, mean.strip())
+        if len(self._columns) > 1:
+            self._measure_afterwards()
         written = Written()
         complete = {n for n, p in self._products.items() if p.holes and self._is_complete(n)}
         kept = {name: product for name, product in self._products.items() if name not in complete}

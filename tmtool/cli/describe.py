@@ -65,7 +65,7 @@ def _facts(job: Job, prepared: Prepared) -> dict[str, Any]:
         "tile_grid": list(plan.counts),
         "tile_px": plan.size,
         "empty_share": empty,
-        "memory_bytes": prepared.memory_bytes,
+        "memory_bytes": prepared.memory_bytes(),
         "disk_bytes": prepared.disk_bytes,
         "seconds": {name: estimate_seconds(job, prepared, rate, 1 - empty) for name, rate in DEVICE_CLASSES.items()},
     }

@@ -46,11 +46,15 @@ class Source:
     validity: "Source | None" = None
     """Where a token raster's pixels without data are told, if it has any."""
 
-    def cache_bytes(self, tile_height: int) -> int:
-        """GDAL block cache that lets tiles of this height pass over the raster decoding each block once."""
-        block_rows = -(-tile_height // self.block[0]) + 1
-        rows = min(block_rows * self.block[0], self.grid.shape[0])
-        return rows * self.grid.shape[1] * len(self.bands) * np.dtype(self.dtype).itemsize
+    def cache_bytes(self, tile_height: int, width: int | None = None) -> int:
+        """GDAL block cache that lets tiles of this height pass over the raster, or `width` px of it, decoding each block once."""
+        rows, cols = (
+            min((-(-size // block) + 1) * block, most)
+            for size, block, most in zip(
+                (tile_height, width or self.grid.shape[1]), self.block, self.grid.shape, strict=True
+            )
+        )
+        return rows * cols * len(self.bands) * np.dtype(self.dtype).itemsize
 
 
 @contextlib.contextmanager

@@ -76,10 +76,10 @@ class Reader:
         return self._local.src
 
 
-def set_block_cache(sources: Sequence[Source], tile_height: int) -> int:
+def set_block_cache(sources: Sequence[Source], tile_height: int, width: int | None = None) -> int:
     """Size GDAL's block cache for these sources and return it in bytes; by default it would grow with the machine's RAM."""
     from rasterio._env import set_gdal_config  # the one place where rasterio lets the cache be resized after first use
 
-    size = max(64 << 20, sum(s.cache_bytes(tile_height) for s in sources))
+    size = max(64 << 20, sum(s.cache_bytes(tile_height, width) for s in sources))
     set_gdal_config("GDAL_CACHEMAX", min(size, (1 << 31) - 1))
     return size
