@@ -243,9 +243,20 @@ def _same_file(path: Path, other: str) -> bool:
     return os.path.exists(other) and path.samefile(other)
 
 
+DEVICE_CLASSES = {
+    "laptop CPU, 8 cores, fp32": 0.5,
+    "2 server cores with AMX, bf16": 0.8,
+    "GPU with 8-16 GB (T4, RTX 3060), fp16": 15.0,
+    "data-centre GPU (A100), bf16": 100.0,
+    "data-centre GPU (H100, H200), bf16": 250.0,
+}
+"""Sustained 10**12 operations a second that time estimates assume; only the second is a measurement."""
+
+
 def estimate_seconds(job: Job, prepared: Prepared, tflops: float, share: float = 1.0) -> float:
     """Estimate a scene's run time on hardware that sustains `tflops`, if `share` of its tiles are not empty."""
-    per_tile = models.find(job.model).tflop_per_tile(job.outputs, job.sampling.timesteps, prepared.plan.size)
+    spec = job.spec(tuple(prepared.sources))
+    per_tile = models.find(job.model).tflop_per_tile(spec, prepared.plan.size)
     return per_tile * len(prepared.plan) * share / tflops
 
 

@@ -8,19 +8,10 @@ from typing import Any
 import typer
 
 from tmtool import errors
-from tmtool.job import Job, Prepared, Scene, empty_share, estimate_seconds, prepare
+from tmtool.job import DEVICE_CLASSES, Job, Prepared, Scene, empty_share, estimate_seconds, prepare
 from tmtool.source import pixel_size_m
 
 _log = logging.getLogger("tmtool")
-
-DEVICE_CLASSES = {
-    "laptop CPU, 8 cores, fp32": 0.5,
-    "2 server cores with AMX, bf16": 0.8,
-    "GPU with 8-16 GB (T4, RTX 3060), fp16": 15.0,
-    "data-centre GPU (A100), bf16": 100.0,
-    "data-centre GPU (H100, H200), bf16": 250.0,
-}
-"""Sustained 10**12 operations a second that time estimates assume; only the second is a measurement."""
 
 
 def describe_scenes(job: Job, found: Sequence[Scene], *, as_json: bool) -> None:
@@ -89,19 +80,21 @@ def _text(facts: dict[str, Any]) -> str:
     lines += [
         f"To {facts['job']}:",
         f"  tiles         {facts['tiles']} ({rows} x {cols}) of {facts['tile_px']} px, about {100 * facts['empty_share']:.0f} % empty",
-        f"  memory        {_size(facts['memory_bytes'])} for streaming, beside the model",
-        f"  disk          {_size(facts['disk_bytes'])} at most while it runs",
+        f"  memory        {size_text(facts['memory_bytes'])} for streaming, beside the model",
+        f"  disk          {size_text(facts['disk_bytes'])} at most while it runs",
     ]
-    lines += [f"  time          {_duration(s):>10}  {name}" for name, s in facts["seconds"].items()]
+    lines += [f"  time          {duration(s):>10}  {name}" for name, s in facts["seconds"].items()]
     return "\n".join([*lines, "  (times are rough: arithmetic of the job over the rate such a device sustains)"])
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in words."""
     for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
         if seconds < limit:
             return f"{seconds / unit:.{2 if seconds < 1 else 1 if seconds / unit < 10 else 0}f} {name}"
     return f"{seconds / 86_400:.0f} d"
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Return so many bytes in words."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(count / 1e6, 1):.0f} MB"

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ class Outcome:
     result: SceneResult | None = None
     error: Exception | None = None
     why: str = ""
+    estimate: Mapping[str, float] = field(default_factory=dict)
+    """Rough run time in seconds on several kinds of device."""
 
     @property
     def bad(self) -> bool:
@@ -50,6 +53,7 @@ class Outcome:
             said["tiles"] = len(self.prepared.plan)
         if self.status == "planned" and self.prepared is not None:
             said["disk_bytes"] = self.prepared.disk_bytes
+            said["estimated_seconds"] = self.estimate
         if self.why:
             said["why"] = self.why
         if self.result is not None:

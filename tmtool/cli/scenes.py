@@ -17,8 +17,9 @@ import typer
 from tmtool import errors
 from tmtool.claims import Claim, claim, owner
 from tmtool.cli import options
+from tmtool.cli.describe import duration, size_text
 from tmtool.cli.outcome import Outcome, Tally
-from tmtool.job import Job, Prepared, Scene, prepare
+from tmtool.job import DEVICE_CLASSES, Job, Prepared, Scene, estimate_seconds, prepare
 from tmtool.metrics import code_use_text, comparison_text
 from tmtool.progress import LineReporter, Reporter, RichReporter, SilentReporter
 from tmtool.provenance import Status, notice_of
@@ -105,7 +106,7 @@ class _Batch:
             due = deque(p for p in ready if self._is_due(p))
             if self.manners.dry_run:
                 for prepared in due:
-                    self._tell(Outcome(prepared.scene, "planned", prepared))
+                    self._plan(prepared)
                 return
             self._run_all(due)
             self._collect()
@@ -117,6 +118,17 @@ class _Batch:
                 self._last.running.abandon(error)
                 self._last.held.release()
             raise
+
+    def _plan(self, prepared: Prepared) -> None:
+        """Say what a scene would take."""
+        estimate = {name: estimate_seconds(self.job, prepared, rate) for name, rate in DEVICE_CLASSES.items()}
+        (slow, longest), *_, (fast, shortest) = estimate.items()
+        _log.info(
+            "%s: %d tiles, at most %s of disk while it runs, roughly %s (%s) to %s (%s)",
+            prepared.scene.stem, len(prepared.plan), size_text(prepared.disk_bytes),
+            duration(longest), slow, duration(shortest), fast,
+        )  # fmt: skip
+        self._tell(Outcome(prepared.scene, "planned", prepared, estimate=estimate))
 
     def _run_all(self, due: deque[Prepared]) -> None:
         total, busy, said = len(due), 0, False

@@ -170,16 +170,20 @@ class ModelEntry:
     inputs: tuple[str, ...] = INPUTS
     outputs: tuple[str, ...] = OUTPUTS
 
-    def tflop_per_tile(self, outputs: tuple[str, ...], timesteps: int, size: int) -> float:
+    def tflop_per_tile(self, spec: ModelSpec, size: int) -> float:
         """Estimate the arithmetic of one tile of `size` px, in 10**12 operations.
 
-        The decoders' figures were counted in terratorch 1.2.11; the encoder-decoder takes two operations a parameter
-        and token for each output.
+        The decoders' figures were counted in terratorch 1.2.11; all else takes two operations a parameter and token.
         """
-        classes = sum(bool(MODALITIES[m].classes) for m in outputs)
-        core = 2 * self.parameters_m * 1e6 * 256 * len(outputs) / 1e12
-        decoders = self.classes_tflop * classes + self.step_tflop * timesteps * (len(outputs) - classes)
-        return (core + decoders) * (size / 256) ** 2
+        drawn = self.parameters_m * len(spec.outputs) if spec.task in ("generate", "embed") else 0.0
+        encoded = len(spec.tokenised) if spec.task in ("generate", "embed") else 1
+        dense = drawn + self.tokenizer_m[0] * encoded
+        if spec.task == "embed":
+            dense += self.parameters_m / 2 * len(spec.inputs)
+        decoded = spec.outputs if spec.task in ("generate", "reconstruct") else ()
+        classes = sum(bool(MODALITIES[m].classes) for m in decoded)
+        decoders = self.classes_tflop * classes + self.step_tflop * spec.sampling.timesteps * (len(decoded) - classes)
+        return (2 * dense * 1e6 * 256 / 1e12 + decoders) * (size / 256) ** 2
 
     def parameters_of(self, spec: ModelSpec) -> float:
         """Return about how many parameters a job loads, in millions."""
