@@ -101,6 +101,10 @@ class Writing:
             for writer in self._writers.values():
                 writer.keep()
             return
+        self._clean()
+
+    def _clean(self) -> None:
+        """Remove all that has no final name."""
         self._journal.remove()
         for writer in self._writers.values():
             writer.discard()
@@ -232,6 +236,7 @@ class Writing:
             paths = {name: self._writers[name].commit() for name in kept}
             for name in complete:
                 self._writers[name].path.unlink(missing_ok=True)  # of an older product with holes
+            self._clean()
         written.paths = tuple(path for name, path in paths.items() if not self._products[name].holes)
         written.at = time.monotonic()
         written.beside = tuple(path for name, path in paths.items() if self._products[name].holes)

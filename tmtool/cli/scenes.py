@@ -96,6 +96,7 @@ class _Batch:
     def __init__(self, job: Job, manners: Manners, runner: Runner, tally: Tally) -> None:
         self.job, self.manners, self.runner, self.tally = job, manners, runner, tally
         self._last: _Last | None = None
+        self._untidy: list[Prepared] = []
 
     def run(self, found: Sequence[Scene]) -> None:
         """Check all scenes, then run those that are not done; come back to those that other processes work on."""
@@ -110,6 +111,8 @@ class _Batch:
                 return
             self._run_all(due)
             self._collect()
+            for prepared in list(self._untidy):  # unless it died meanwhile
+                self._tidy(prepared)
         except _FailedFast:
             _log.error("stopped at the first failure, as --fail-fast asks")
             self._collect()
@@ -200,10 +203,13 @@ class _Batch:
         """Remove what a run that died just after giving products their names left beside them."""
         if self.manners.dry_run or not leftovers(prepared, self.job.task):
             return
-        if held := claim(prepared.scene.folder, self._claim_name(prepared)):
-            with held:
-                for path in leftovers(prepared, self.job.task):
-                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        held = claim(prepared.scene.folder, self._claim_name(prepared))
+        if held is None:  # whoever made it is about to tidy up
+            self._untidy.append(prepared)
+            return
+        with held:
+            for path in leftovers(prepared, self.job.task):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _status(self, prepared: Prepared) -> Status:
         from_tokens = any(source.made for source in prepared.sources.values())
