@@ -29,7 +29,7 @@ class Engine:
     """Takes tiles through reading, the model and stitching.
 
     `feeds` say how to read each input, `advance` is told of tiles done, `lonlat` gives a tile's centre to models that
-    want it. Afterwards `empty_tiles` and `model_seconds` say what was spared and spent.
+    want it. Afterwards `empty_tiles`, `model_seconds` and `read_seconds` (waiting for input) say what was spared and spent.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Engine:
     ) -> None:
         self.plan, self.specs, self.feeds, self.model, self.batch = plan, specs, feeds, model, batch
         self.advance, self.lonlat = advance, lonlat
-        self.empty_tiles, self.model_seconds = 0, 0.0
+        self.empty_tiles, self.model_seconds, self.read_seconds = 0, 0.0, 0.0
 
     def strips(self, rows: range | None = None) -> Iterator[tuple[OutputSpec, Strip]]:
         """Yield the finished rows of every output, each output's from the top; see `blocks`."""
@@ -90,7 +90,8 @@ class Engine:
         load_tile = partial(load, feeds=self.feeds, shape=self.plan.shape, delta=self.plan.delta)
         threads = 0 if any(feed.computed for feed in self.feeds.values()) else _READ_THREADS
         waiting: list[TileInput] = []
-        for item in read_ahead(load_tile, tiles, depth=2 * self.batch + 2, threads=threads):
+        items = read_ahead(load_tile, tiles, depth=2 * self.batch + 2, threads=threads)
+        while (item := self._next(items, threads)) is not None:
             if not item.pixels:
                 self.empty_tiles += 1
                 self.advance(1)
@@ -102,6 +103,13 @@ class Engine:
                 waiting = []
         if waiting:
             yield from self._call(waiting)
+
+    def _next(self, items: Iterator[TileInput], threads: int) -> TileInput | None:
+        """Return the next tile, or None after the last; time spent on waiting for readers counts as reading."""
+        start = time.monotonic()
+        item = next(items, None)
+        self.read_seconds += time.monotonic() - start if threads else 0.0
+        return item
 
     def _call(self, items: Sequence[TileInput]) -> Iterator[tuple[TileInput, Mapping[str, Any]]]:
         batch = collate(items, self.batch, self.lonlat)

@@ -50,6 +50,8 @@ class SceneResult:
     measured: Mapping[str, Any] = field(default_factory=dict)
     from_row: int = 0
     beside: tuple[Path, ...] = ()
+    stalls: Mapping[str, float] = field(default_factory=dict)
+    """Seconds spent on waiting: to `read` input, to `write` rows, to `build` products after the last tile."""
 
 
 class Runner:
@@ -120,7 +122,9 @@ class Runner:
             raise
         finally:
             self.reporter.end()
-        return Running(stack, scene, _apart(lambda: writing.finish(check)), len(prepared.plan), row, start)
+        running = Running(stack, scene, _apart(lambda: writing.finish(check)), len(prepared.plan), row, start)
+        running.write_seconds = writing.wait_seconds
+        return running
 
     def _begun(self, prepared: Prepared, spec: ModelSpec, said: Mapping[str, Any]) -> tuple[int, int]:
         """Return tiles a batch and parts: those that a run which will be gone on with began with, else the usual."""
@@ -208,6 +212,7 @@ class Running:
     ) -> None:
         self._stack, self._scene, self._built, self._row, self._start = stack, scene, built, row, start
         self._tiles = tiles
+        self._tiles_done, self.write_seconds = time.monotonic(), 0.0
 
     def result(self) -> SceneResult:
         """Wait until the products have their names. Raises `TmtoolError`; nothing is left of them then."""
@@ -227,6 +232,11 @@ class Running:
             measured=written.measured,
             from_row=self._row,
             beside=written.beside,
+            stalls={
+                "read": self._scene.read_seconds,
+                "write": self.write_seconds,
+                "build": max(0.0, min(end, written.at) - self._tiles_done),
+            },
         )
 
     def abandon(self, error: BaseException) -> None:
@@ -306,6 +316,11 @@ class _Pipeline:
     def build_seconds(self) -> float:
         """Time that building models took."""
         return sum(model.build_seconds for model in self._models)
+
+    @property
+    def read_seconds(self) -> float:
+        """Time that was spent on waiting for input."""
+        return sum(engine.read_seconds for engine in self._engines)
 
     @property
     def model_seconds(self) -> float:

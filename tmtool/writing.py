@@ -71,6 +71,8 @@ class Writing:
         self._measures: dict[str, _Measure] = {}
         self._pending: deque[Future[None]] = deque()
         self._stopped, self._commit = False, threading.Lock()
+        self.wait_seconds = 0.0
+        """Time that `put` and `flush` waited for the disk."""
 
     def say(self, **facts: Any) -> None:
         """Change what products say of how they were made, by what only the run could tell."""
@@ -178,7 +180,7 @@ class Writing:
         """Take finished rows of a part; wait if the disk is far behind."""
         self._pending.append(self._pool.submit(self._write, block, part))
         if len(self._pending) > STRIPS_AHEAD:
-            self._pending.popleft().result()
+            self._wait()
 
     def _write(self, block: Block, part: int) -> None:
         for output, strip in block.strips:
@@ -211,7 +213,12 @@ class Writing:
     def flush(self) -> None:
         """Wait until all rows are written."""
         while self._pending:
-            self._pending.popleft().result()
+            self._wait()
+
+    def _wait(self) -> None:
+        start = time.monotonic()
+        self._pending.popleft().result()
+        self.wait_seconds += time.monotonic() - start
 
     def finish(self, check: Callable[[], None] = lambda: None) -> Written:
         """Build all products and give them their names, if `check` does not raise."""

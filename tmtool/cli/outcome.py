@@ -62,6 +62,7 @@ class Outcome:
                 "empty_tiles": self.result.empty_tiles,
                 "seconds": round(self.result.seconds, 3),
                 "model_seconds": round(self.result.model_seconds, 3),
+                "stalls": {what: round(seconds, 3) for what, seconds in self.result.stalls.items()},
                 "from_row": self.result.from_row,
                 "warnings": list(self.result.warnings),
                 "measured": dict(self.result.measured),

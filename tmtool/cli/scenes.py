@@ -305,5 +305,8 @@ def _log_result(outcome: Outcome) -> None:
             source = prepared.sources[product.modality]
             text = code_use_text(facts) if product.measure == "codes" else comparison_text(facts, source.modality)
             _log.info("%s_%s: %s", stem, product.suffix, text)
-    share = 100 * result.model_seconds / max(result.seconds, 1e-9)
-    _log.debug("%s: %.0f %% of the time in the model's forward", stem, share)
+    whole = max(result.seconds, 1e-9)
+    spent = {"in the model": result.model_seconds} | {f"waiting to {what}": s for what, s in result.stalls.items()}
+    spent["else"] = max(0.0, whole - sum(spent.values()))
+    shares = ", ".join(f"{100 * seconds / whole:.0f} % {what}" for what, seconds in spent.items())
+    _log.debug("%s: of %.1f s, %s", stem, whole, shares)
