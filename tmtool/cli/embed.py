@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tmtool.cli import options as o
+from tmtool.cli.session import command
 
 
 def embed(
@@ -62,7 +63,7 @@ def embed(
 
     Example: tmtool embed --in S2L2A=s2.tif --in S1RTC=s1.tif --in DEM=dem.tif --format geoparquet
     """
-    with o.command(quiet=quiet, verbose=verbose, log_file=log_file, log_format=log_format):
+    with command(quiet=quiet, verbose=verbose, log_file=log_file, log_format=log_format):
         from tmtool.cli.inputs import Listing, bands_of, scenes
         from tmtool.cli.scenes import Manners, run_scenes
         from tmtool.job import Job

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tmtool.cli import options as o
+from tmtool.cli.session import command
 
 
 def generate(
@@ -54,7 +55,7 @@ def generate(
 
     Example: tmtool generate --in S2L2A=s2.tif --in DEM=dem.tif --out S1GRD
     """
-    with o.command(quiet=quiet, verbose=verbose, log_file=log_file, log_format=log_format):
+    with command(quiet=quiet, verbose=verbose, log_file=log_file, log_format=log_format):
         from tmtool.cli.inputs import Listing, scenes
         from tmtool.cli.scenes import Manners, run_scenes
         from tmtool.job import Job

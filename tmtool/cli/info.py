@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tmtool.cli import options as o
+from tmtool.cli.session import command
 
 
 def info(
@@ -21,7 +22,7 @@ def info(
 
     Example: tmtool info Santiago.tif --out S1GRD,LULC
     """
-    with o.command():
+    with command():
         from tmtool.cli.describe import describe_scenes
         from tmtool.cli.inputs import Listing, scenes
         from tmtool.job import Job

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tmtool.cli import options as o
+from tmtool.cli.session import command
 
 if TYPE_CHECKING:
     from tmtool.models import ModelSpec
@@ -45,7 +46,7 @@ def list_(json_: o.Json = False) -> None:
 
     Example: tmtool models list
     """
-    with o.command():
+    with command():
         from tmtool.models import MODELS, ModelSpec
         from tmtool.models.weights import find_locally
 
@@ -98,7 +99,7 @@ def fetch(
 
     Example: tmtool models fetch base --for generate --out S1GRD,LULC
     """
-    with o.command(quiet=quiet):
+    with command(quiet=quiet):
         from tmtool.models.weights import locate
 
         for path in locate(_files(_spec(model, for_, in_, out, coords)), None, offline=False).values():
@@ -118,7 +119,7 @@ def path(
 
     Example: tmtool models path base --out LULC
     """
-    with o.command():
+    with command():
         from tmtool.models.weights import locate
 
         for place in locate(_files(_spec(model, for_, in_, out, coords)), weights, offline=True).values():
@@ -139,7 +140,7 @@ def verify(
 
     Prints the SHA-256 of each file. Example: tmtool models verify base --weights weights/
     """
-    with o.command(verbose=verbose):
+    with command(verbose=verbose):
         from tmtool import models
         from tmtool.models.weights import digest, locate
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tmtool.cli import options as o
+from tmtool.cli.session import command
 
 
 def reconstruct(
@@ -52,7 +53,7 @@ def reconstruct(
 
     Example: tmtool reconstruct Santiago_S2L2A_tokens.tif
     """
-    with o.command(quiet=quiet, verbose=verbose, log_file=log_file, log_format=log_format):
+    with command(quiet=quiet, verbose=verbose, log_file=log_file, log_format=log_format):
         from tmtool.cli.inputs import Listing, scenes
         from tmtool.cli.scenes import Manners, run_scenes
         from tmtool.job import Job

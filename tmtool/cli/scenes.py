@@ -16,7 +16,7 @@ import typer
 
 from tmtool import errors
 from tmtool.claims import Claim, claim, owner
-from tmtool.cli import options
+from tmtool.cli import session
 from tmtool.cli.describe import duration, size_text
 from tmtool.cli.outcome import Outcome, Tally
 from tmtool.job import DEVICE_CLASSES, Job, Prepared, Scene, estimate_seconds, prepare
@@ -57,7 +57,7 @@ def run_scenes(job: Job, found: Sequence[Scene], manners: Manners) -> None:
         with ExitStack() as stack:
             _Batch(job, manners, Runner(job, _reporter(stack, manners.quiet)), tally).run(found)
         ended_by = "itself"
-    except options.Stopped as stop:
+    except session.Stopped as stop:
         ended_by = stop.name
         raise
     finally:
@@ -73,7 +73,7 @@ def _reporter(stack: ExitStack, quiet: bool) -> Reporter:
     if quiet:
         return SilentReporter()
     if sys.stderr.isatty():
-        return stack.enter_context(RichReporter(options.console()))
+        return stack.enter_context(RichReporter(session.console()))
     return LineReporter()
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tmtool.cli import options as o
+from tmtool.cli.session import command
 
 
 def tokenize(
@@ -45,7 +46,7 @@ def tokenize(
 
     Example: tmtool tokenize Santiago.tif
     """
-    with o.command(quiet=quiet, verbose=verbose, log_file=log_file, log_format=log_format):
+    with command(quiet=quiet, verbose=verbose, log_file=log_file, log_format=log_format):
         from tmtool.cli.inputs import Listing, scenes
         from tmtool.cli.scenes import Manners, run_scenes
         from tmtool.job import Job

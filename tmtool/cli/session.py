@@ -1,0 +1,120 @@
+"""What surrounds every command: logging, signals, and the exit status that an error becomes."""
+
+import functools
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+
+from tmtool import errors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived; raised in the main thread between two steps of whatever it does."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.name = signal.Signals(signum).name
+        self.exit_code = errors.EXIT_INTERRUPTED if signum == signal.SIGINT else errors.EXIT_TERMINATED
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    for number in _SIGNALS:
+        signal.signal(number, _stop_at_once)
+    raise Stopped(signum)
+
+
+def _stop_at_once(signum: int, frame: FrameType | None) -> None:
+    os._exit(128 + signum)  # nothing needs cleaning up: work files and journals are what a later run goes on with
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def command(
+    *, quiet: bool = False, verbose: bool = False, log_file: Path | None = None, log_format: str = "text"
+) -> Iterator[None]:
+    """Set up logging, then turn errors and signals into a message and an exit status."""
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+    handlers = _handlers(log_file, level, log_format)
+    previous = {number: signal.signal(number, _stop) for number in _SIGNALS}
+    log = logging.getLogger("tmtool")
+    try:
+        yield
+    except errors.TmtoolError as error:
+        log.error("%s", error)
+        raise typer.Exit(error.exit_code) from None
+    except Stopped as stop:
+        log.error("Stopped by %s. The same command goes on from here.", stop.name)
+        raise typer.Exit(stop.exit_code) from None
+    except BrokenPipeError:  # whoever read our output has gone
+        sys.stderr.close()
+        raise typer.Exit(errors.EXIT_SOME_FAILED) from None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for log_handler in handlers:
+            log.removeHandler(log_handler)
+            log_handler.close()
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname.lower()}
+        return json.dumps(said | {"message": record.getMessage()})
+
+
+class _StderrHandler(logging.Handler):
+    """Writes records through the console that draws the progress bar, if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if record.levelno >= logging.WARNING and not isinstance(self.formatter, _JsonFormatter):
+            text = f"{record.levelname.capitalize()}: {text}"
+        if sys.stderr.isatty():
+            console().print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr)
+
+
+def _handlers(log_file: Path | None, level: int, log_format: str) -> list[logging.Handler]:
+    logger = logging.getLogger("tmtool")
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    handlers: list[logging.Handler] = [_StderrHandler(level)]
+    if log_format == "json":
+        handlers[0].setFormatter(_JsonFormatter())
+    if log_file is not None:
+        try:
+            handlers.append(logging.FileHandler(log_file))
+        except OSError as error:
+            typer.echo(f"Error: --log-file {log_file}: cannot be written ({error.strerror}).", err=True)
+            raise typer.Exit(errors.EXIT_NOTHING_TO_DO) from None
+        text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+        handlers[-1].setFormatter(_JsonFormatter() if log_format == "json" else text)
+        handlers[-1].setLevel(min(level, logging.INFO))
+    for handler in handlers:
+        logger.addHandler(handler)
+    return handlers
+
+
+@functools.cache
+def console() -> "Console":
+    """Return the one rich console on standard error."""
+    from rich.console import Console
+
+    return Console(stderr=True)
