@@ -255,3 +255,26 @@ def test_real_chips_through_the_real_architecture(
     name = f"{chip.stem}_{modality}_rec.tif"
     (a, _), (b, _) = read(tmp_path / "direct" / name), read(tmp_path / "decoded" / name)
     np.testing.assert_array_equal(a, b)
+
+
+def test_a_hole_changes_only_what_tiles_with_it_own(
+    tmtool: Any, make_raster: Any, narrow_terramind: Path, tmp_path: Path
+) -> None:
+    """With the real architecture, whose every token depends on its whole tile: NaN must not spread, nor leave its tiles."""
+    whole = np.random.default_rng(0).normal(-12, 4, (2, 240, 900)).astype(np.float32)
+    holed = whole.copy()
+    holed[1, 90:110, 40:60] = np.nan
+    out = tmp_path / "out"
+    for name, values in (("whole", whole), ("holed", holed)):
+        path = make_raster(values, f"{name}.tif")
+        run = ("--in", "S1GRD", "--model", "tiny", "--weights", narrow_terramind, "-o", out)
+        assert tmtool("tokenize", path, *run).exit_code == 0
+    (before, _), (after, _) = read(out / "whole_S1GRD_tokens.tif"), read(out / "holed_S1GRD_tokens.tif")
+    assert (after < 15_360).all()  # no patch is empty
+    changed = np.flatnonzero((before[0] != after[0]).any(axis=0))
+    first_without = -(-(60 + 16) // 192)  # tiles begin at -16 + 192 i
+    border = (
+        192 * first_without - 16 + 256 + 192 * (first_without - 1) - 16
+    ) // 2  # half-way between the tiles' centres
+    assert len(changed) > 0
+    assert changed.max() * 16 < border + 16
