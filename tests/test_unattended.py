@@ -370,6 +370,17 @@ def test_good_scenes_among_bad_ones(tmtool: Any, make_raster: Any, identity: str
     assert written["ended_by"] == "itself"
 
 
+def test_a_report_that_cannot_be_written_is_refused_at_once(
+    tmtool: Any, make_raster: Any, identity: str, tmp_path: Path, out: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    args = ("generate", make_raster(s2(40, 40)), "--out", "S1GRD", "--model", identity, "-o", out)
+    result = tmtool(*args, "--report", tmp_path / "file" / "r.json")
+    assert result.exit_code == 2
+    assert "r.json: cannot be written" in result.stderr
+    assert not out.exists()
+
+
 def test_fail_fast(tmtool: Any, make_raster: Any, identity: str, tmp_path: Path, out: Path) -> None:
     folder = folder_of(make_raster, tmp_path, 3)
     (folder / "00.tif").write_bytes(b"garbage")

@@ -52,6 +52,8 @@ def run_scenes(job: Job, found: Sequence[Scene], manners: Manners) -> None:
     if notice := notice_of(job):
         _log.warning("%s", notice)
     tally = Tally()
+    if manners.report:
+        tally.write(manners.report, "nothing yet")  # that it cannot be written is better known now
     ended_by = "an error"
     try:
         with ExitStack() as stack:
