@@ -1,7 +1,7 @@
 """From windows to model inputs: bounded read-ahead on its own threads, holes filled, borders reflected, tiles collated."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +73,7 @@ def _inside(start: int, size: int, length: int) -> BoolArray:
 
 def read_ahead(
     load_tile: Callable[[Tile], TileInput], tiles: Iterable[Tile], depth: int, threads: int = 1
-) -> Iterator[TileInput]:
+) -> Generator[TileInput, None, None]:
     """Yield the loaded tiles in order while `threads` read at most `depth` of them ahead; with none, load in turn.
 
     An exception in a thread is raised here, in its tile's turn; leaving the loop early waits for the reads under way.
@@ -102,15 +102,15 @@ class RollingRows:
     may begin above the one before. One that begins higher starts the computation again.
     """
 
-    def __init__(self, start: Callable[[int], Iterator[Strip]], keep: int) -> None:
+    def __init__(self, start: Callable[[int], Generator[Strip, None, None]], keep: int) -> None:
         self._start, self._keep = start, keep
-        self._strips: Iterator[Strip] | None = None
+        self._strips: Generator[Strip, None, None] | None = None
         self._held: deque[Strip] = deque()
 
     def read(self, window: Window) -> tuple[FloatArray, BoolArray]:
         """Return values `(C, h, w)` and validity `(h, w)` of a window; compute what is missing of it."""
         if self._strips is None or (self._held and window.row < self._held[0].row):
-            self._held.clear()
+            self.close()
             self._strips = self._start(window.row)
         stop = window.row + window.height
         while not self._held or _end(self._held[-1]) < stop:
@@ -121,6 +121,12 @@ class RollingRows:
         cols = slice(window.col, window.col + window.width)
         values = np.concatenate([s.values for s in self._held], axis=1)[:, rows, cols]
         return values.astype(np.float32), np.concatenate([s.valid for s in self._held])[rows, cols]
+
+    def close(self) -> None:
+        """End the computation and forget its rows."""
+        self._held.clear()
+        if self._strips is not None:
+            self._strips.close()
 
 
 def _end(strip: Strip) -> int:

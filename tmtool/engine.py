@@ -1,7 +1,8 @@
 """Tiles through reading, the model and stitching: what turns feeds into finished rows."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -46,16 +47,17 @@ class Engine:
         self.advance, self.lonlat = advance, lonlat
         self.empty_tiles, self.model_seconds, self.read_seconds = 0, 0.0, 0.0
 
-    def strips(self, rows: range | None = None) -> Iterator[tuple[OutputSpec, Strip]]:
+    def strips(self, rows: range | None = None) -> Generator[tuple[OutputSpec, Strip], None, None]:
         """Yield the finished rows of every output, each output's from the top; see `blocks`."""
-        for block in self.blocks(rows):
-            yield from block.strips
+        with closing(self.blocks(rows)) as blocks:
+            for block in blocks:
+                yield from block.strips
 
-    def blocks(self, rows: range | None = None, cols: range | None = None) -> Iterator["Block"]:
+    def blocks(self, rows: range | None = None, cols: range | None = None) -> Generator["Block", None, None]:
         """Yield the finished rows of all outputs, a tile row at a time.
 
         `rows` and `cols` limit them to some source rows and columns; parts that share none make up the whole scene, bit
-        for bit.
+        for bit. Whoever leaves early must close the generator before the feeds: it reads ahead until then.
         """
         plan = self.plan
         rows = rows if rows is not None else range(plan.shape[0])
@@ -67,15 +69,26 @@ class Engine:
             return
         tiles = list(plan.tiles(tile_rows, tile_cols))
         stitchers = [Stitcher(s, c, r, plan.delta) for s, r, c in asked]
-        for done, outputs in self._model_outputs(tiles):
+        with closing(self._model_outputs(tiles)) as made:
+            yield from self._stitched(made, stitchers, tile_rows, tile_cols)
+        yield Block(rows.stop, [(s.spec, strip) for s in stitchers for strip in s.finish()])
+
+    def _stitched(
+        self,
+        made: Iterable[tuple[TileInput, Mapping[str, Any] | None]],
+        stitchers: Sequence[Stitcher],
+        tile_rows: range,
+        tile_cols: range,
+    ) -> Iterator["Block"]:
+        """Yield the blocks that tiles make final, but for the last rows."""
+        for done, outputs in made:
             number = (done.tile.tile_row - tile_rows.start) * len(tile_cols) + done.tile.tile_col - tile_cols.start
             finished = []
             for stitcher in stitchers:
                 spec = stitcher.spec
                 values = None if outputs is None or not spec.channels else outputs[spec.name]
-                finished.append(list(stitcher.add(number, plan.place(done.tile, spec), values, done.valid)))
+                finished.append(list(stitcher.add(number, self.plan.place(done.tile, spec), values, done.valid)))
             yield from self._as_blocks(finished)
-        yield Block(rows.stop, [(s.spec, strip) for s in stitchers for strip in s.finish()])
 
     def _as_blocks(self, finished: Sequence[Sequence[Strip]]) -> Iterator["Block"]:
         """Yield a block for each row of tiles that is final now: all outputs have a strip of it."""
@@ -85,22 +98,24 @@ class Engine:
             ]
             yield Block(min(ends), list(zip(self.specs, strips, strict=True)))
 
-    def _model_outputs(self, tiles: Sequence[Tile]) -> Iterator[tuple[TileInput, Mapping[str, Any] | None]]:
+    def _model_outputs(
+        self, tiles: Sequence[Tile]
+    ) -> Generator[tuple[TileInput, Mapping[str, Any] | None], None, None]:
         """Yield every tile with the model's outputs for it, or None for an empty one."""
         load_tile = partial(load, feeds=self.feeds, shape=self.plan.shape, delta=self.plan.delta)
         threads = 0 if any(feed.computed for feed in self.feeds.values()) else _READ_THREADS
         waiting: list[TileInput] = []
-        items = read_ahead(load_tile, tiles, depth=2 * self.batch + 2, threads=threads)
-        while (item := self._next(items, threads)) is not None:
-            if not item.pixels:
-                self.empty_tiles += 1
-                self.advance(1)
-                yield item, None
-                continue
-            waiting.append(item)
-            if len(waiting) == self.batch:
-                yield from self._call(waiting)
-                waiting = []
+        with closing(read_ahead(load_tile, tiles, depth=2 * self.batch + 2, threads=threads)) as items:
+            while (item := self._next(items, threads)) is not None:
+                if not item.pixels:
+                    self.empty_tiles += 1
+                    self.advance(1)
+                    yield item, None
+                    continue
+                waiting.append(item)
+                if len(waiting) == self.batch:
+                    yield from self._call(waiting)
+                    waiting = []
         if waiting:
             yield from self._call(waiting)
 
@@ -126,13 +141,17 @@ def _hull(spans: Sequence[range]) -> range:
     return range(min(s.start for s in spans), max(s.stop for s in spans)) if spans else range(0)
 
 
-def patch_feed(engine: Engine, fill: tuple[float, ...]) -> Feed:
-    """Return a feed of the one product on the patch grid that `engine` makes, computed row by row as it is asked for."""
+@contextmanager
+def patch_feed(engine: Engine, fill: tuple[float, ...]) -> Iterator[Feed]:
+    """Give a feed of the one product on the patch grid that `engine` makes, computed row by row as it is asked for."""
 
-    def start(row: int) -> Iterator[Strip]:
-        return (strip for _, strip in engine.strips(range(row * PATCH, engine.plan.shape[0])))
+    def start(row: int) -> Generator[Strip, None, None]:
+        with closing(engine.strips(range(row * PATCH, engine.plan.shape[0]))) as strips:
+            for _, strip in strips:
+                yield strip
 
-    return Feed(RollingRows(start, engine.plan.size // PATCH).read, fill, PATCH, computed=True)
+    with closing(RollingRows(start, engine.plan.size // PATCH)) as rows:
+        yield Feed(rows.read, fill, PATCH, computed=True)
 
 
 class Lazy:

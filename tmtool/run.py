@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,9 @@ class Runner:
             first, row = writing.begin(self.job.resume)
             for part in range(first, parts):
                 rows = range(row if part == first else 0, prepared.grid.shape[0])
-                for block in scene.engine.blocks(rows, columns[part]):
-                    writing.put(block, part)
+                with closing(scene.engine.blocks(rows, columns[part])) as blocks:
+                    for block in blocks:
+                        writing.put(block, part)
             writing.flush()
             writing.say(batch_size=min(batch, self._in_force()))
             self.reporter.phase("writing products")
@@ -273,7 +274,7 @@ class _Pipeline:
                     encoding = runner.encoding_spec(prepared)
                     tokens = tokenised(MODALITIES[m]).spec
                     encoder = self._engine(runner, encoding, plan, [tokens], {m: feeds[m]}, batch)
-                    feeds[m] = patch_feed(encoder, (float(MODALITIES[m].middle_token),))
+                    feeds[m] = stack.enter_context(patch_feed(encoder, (float(MODALITIES[m].middle_token),)))
                 feeds |= self._validity(source, stack)
         centre = centres(prepared.grid) if spec.embedding.coords else None
         self.engine = self._engine(
