@@ -347,6 +347,21 @@ def test_one_of_two_is_killed_and_the_other_finishes_all(make_raster: Any, tmp_p
     assert left_behind(out) == [f"{i:02d}_S1GRD.tif" for i in range(6)]
 
 
+def test_what_a_dead_process_left_of_a_done_scene_is_tidied(
+    tmtool: Any, make_raster: Any, identity: str, out: Path
+) -> None:
+    args = ("generate", make_raster(s2(900, 40)), "--out", "S1GRD", "--model", identity, "-o", out)
+    assert tmtool(*args).exit_code == 0
+    claimed = "from pathlib import Path; from tmtool.claims import claim; import os, sys\n"
+    claimed += "held = claim(Path(sys.argv[1]), 'scene_generate'); os._exit(9)"
+    subprocess.run([sys.executable, "-c", claimed, str(out)], cwd=ROOT, check=False)
+    (out / ".tmtool-scene_S1GRD.tif.work.tif").write_bytes(b"left")
+    assert len(left_behind(out)) == 3
+    result = tmtool(*args)
+    assert "skipped, done before" in result.stderr
+    assert left_behind(out) == ["scene_S1GRD.tif"]
+
+
 def test_good_scenes_among_bad_ones(tmtool: Any, make_raster: Any, identity: str, tmp_path: Path, out: Path) -> None:
     folder = folder_of(make_raster, tmp_path, 2)
     (folder / "corrupt.tif").write_bytes(b"II*\0garbage")

@@ -203,9 +203,10 @@ class _Batch:
 
     def _tidy(self, prepared: Prepared) -> None:
         """Remove what a run that died just after giving products their names left beside them."""
-        if self.manners.dry_run or not leftovers(prepared, self.job.task):
+        folder, name = prepared.scene.folder, self._claim_name(prepared)
+        if self.manners.dry_run or not (leftovers(prepared, self.job.task) or owner(folder, name)):
             return
-        held = claim(prepared.scene.folder, self._claim_name(prepared))
+        held = claim(folder, name)
         if held is None:  # whoever made it is about to tidy up
             self._untidy.append(prepared)
             return
