@@ -192,7 +192,7 @@ def run_scene(runner: "Runner", scene: Path, folder: Path) -> SceneCost:
 
     runner.reporter = clock = _Clock()
     start, cpu = time.perf_counter(), time.process_time()
-    prepared = prepare(runner.job, Scene(str(scene), scene.stem, folder))
+    prepared = prepare(runner.job, Scene(((None, str(scene)),), scene.stem, folder))
     looked = time.perf_counter() - start
     result = runner.run(prepared)
     cpu, cog = time.process_time() - cpu, time.perf_counter() - clock.tiles_done
