@@ -118,6 +118,9 @@ class _Batch:
         except _FailedFast:
             _log.error("stopped at the first failure, as --fail-fast asks")
             self._collect()
+        except Exception:  # which is no reason to lose the scene before
+            self._collect()
+            raise
         except BaseException as error:
             if self._last is not None:
                 self._last.running.abandon(error)
@@ -234,10 +237,8 @@ class _Batch:
         if held is None:
             return False
         try:
-            if not self.job.overwrite and self._status(prepared).kind == "done":  # by another process, just now
-                self._tell(Outcome(prepared.scene, "skipped", prepared, why="done by another process"))
+            if not self._is_due(prepared):  # any more: another process was here in the meantime
                 held.release()
-                self._tidy(prepared)
                 return True
             running = self._start(prepared, held, place, self.manners.retries)
         except (errors.DeviceError, errors.WeightsError):  # which no scene can do without
