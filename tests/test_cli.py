@@ -72,7 +72,7 @@ LAYERS = [
     {"job", "engine"},
     {"tasks"},
     {"source", "plan", "batches", "models", "stitch", "products", "metrics", "progress"},
-    {"cog", "zarr", "geoparquet", "claims", "device", "memory", "noise"},
+    {"cog", "zarr", "geoparquet", "claims", "device", "lanes", "memory", "noise"},
     {"journal"},
     {"writer"},
     {"modality", "grid", "errors"},

@@ -50,7 +50,7 @@ def run(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return values and validity of the whole product; every row must come exactly once and in order."""
     plan = TilePlan(raster.shape[1:], tiling)
-    strips = [s for _, s in Engine(plan, [spec], feed_of(raster, valid), model, batch).strips(**kwargs)]
+    strips = [s for _, s in Engine(plan, [spec], feed_of(raster, valid), [model], batch).strips(**kwargs)]
     row = strips[0].row
     for strip in strips:
         assert strip.row == row
@@ -212,7 +212,7 @@ def test_empty_tiles_never_reach_the_model_and_holes_are_filled() -> None:
     raster[:, ~valid] = np.nan
     model = Identity({"x": 1}, keep=True)
     plan = TilePlan((900, 900), TILINGS[0])
-    engine = Engine(plan, [X], feed_of(raster, valid), model, 1)
+    engine = Engine(plan, [X], feed_of(raster, valid), [model], 1)
     strips = [s for _, s in engine.strips()]
     values, mask = np.concatenate([s.values for s in strips], axis=1), np.concatenate([s.valid for s in strips])
     np.testing.assert_array_equal(mask, valid)
@@ -301,7 +301,7 @@ def test_parts_side_by_side_make_up_the_whole_bit_for_bit(spec: OutputSpec, part
     valid[100:400, 300:800] = False
     plan = TilePlan((500, 1111), Tiling(256, 192, 16))
     model = BlockMean() if spec.scale == 16 else Noisy()
-    engine = Engine(plan, [spec], feed_of(raster, valid), model, 2)
+    engine = Engine(plan, [spec], feed_of(raster, valid), [model], 2)
     whole = np.zeros((1, *plan.product_shape(spec)), np.float32)
     seen = np.zeros(whole.shape[1:], int)
     split, holes = whole.copy(), seen.copy()
@@ -328,7 +328,7 @@ def test_blocks_say_which_rows_are_final_though_empty_tiles_come_first() -> None
     plan = TilePlan((1000, 500), TILINGS[0])
     specs = [X, OutputSpec("x", 1)]
     done = 0
-    for block in Engine(plan, specs, feed_of(raster, valid), Identity({"x": 1}), 8).blocks():
+    for block in Engine(plan, specs, feed_of(raster, valid), [Identity({"x": 1})], 8).blocks():
         for _, strip in block.strips:
             assert strip.row == done
             assert strip.row + len(strip.valid) == block.row

@@ -404,7 +404,7 @@ def test_estimates_of_a_tile_s_memory() -> None:
     _, tile = needs("base", "generate", ("S1GRD",))
     assert needs("base", "generate", ("S1GRD",), size=512)[1] == pytest.approx(4 * tile)
     _, on_cuda = needs("base", "generate", ("S1GRD",), device="cuda:0")
-    assert on_cuda == 3 * 12 * 256**2 * 4  # pixels only
+    assert on_cuda == 4 * 12 * 256**2 * 4  # pixels only
     encoder = ModelSpec("base", "tokenize", ("S2L2A",), ())
     decoder = ModelSpec("base", "reconstruct", ("S2L2A",), ("S2L2A",))
     both, (first, _), (second, _) = (host_bytes(specs, 256) for specs in ([decoder, encoder], [encoder], [decoder]))
@@ -429,11 +429,11 @@ def test_the_batch_of_a_gpu_follows_what_is_free(
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda which: (int(free * GB), int(total * GB)))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda which: int(reserved * GB))
-    device.batch_size.cache_clear()
+    device._batch_size.cache_clear()
     try:
-        assert device.batch_size("cuda:0") == tiles
+        assert device.batch_size(Compute("cuda:0")) == tiles
     finally:
-        device.batch_size.cache_clear()
+        device._batch_size.cache_clear()
 
 
 def s2(make_raster: Any, name: str, seed: int = 0, shape: tuple[int, int] = (600, 700)) -> Path:

@@ -111,7 +111,7 @@ def test_raster_equals_tiled_inference(narrow_terramind: Path, monkeypatch: pyte
         lambda w: (raster[:, w.row : w.row + w.height, w.col : w.col + w.width], np.ones((w.height, w.width), bool)),
         (0,) * 12,
     )
-    engine = Engine(plan, specs, {"S2L2A": feed}, adapter(spec_of(narrow_terramind, ["S2L2A"], outputs)), batch=2)
+    engine = Engine(plan, specs, {"S2L2A": feed}, [adapter(spec_of(narrow_terramind, ["S2L2A"], outputs))], batch=2)
     mine = {s.name: np.zeros((s.channels, height, width), np.float32) for s in specs}
     for spec, strip in engine.strips():
         mine[spec.name][:, strip.row : strip.row + strip.values.shape[1]] = strip.values
@@ -188,7 +188,7 @@ def test_blocks_and_runs_give_the_same_bits(narrow_terramind: Path) -> None:
     def run(*cuts: int) -> dict[str, np.ndarray]:
         parts: dict[str, list[np.ndarray]] = {"S1GRD": [], "LULC": []}
         for a, b in zip(cuts, cuts[1:], strict=False):
-            for spec, strip in Engine(plan, specs, {"S2L2A": feed}, model, batch=3).strips(range(a, b)):
+            for spec, strip in Engine(plan, specs, {"S2L2A": feed}, [model], batch=3).strips(range(a, b)):
                 parts[spec.name].append(strip.values)
         return {name: np.concatenate(strips, axis=1) for name, strips in parts.items()}
 

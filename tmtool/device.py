@@ -20,16 +20,35 @@ _CPU_BATCH_MOST = 4
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how the model runs. `device` is torch's name, `precision` that of matrix products and convolutions."""
+    """Where and how the model runs. `device` is torch's name, `precision` that of matrix products and convolutions.
+
+    `beside` are further devices of the same kind, which take batches of the same scene.
+    """
 
     device: str = "cpu"
     precision: str = "fp32"
+    beside: tuple[str, ...] = ()
+
+    @property
+    def each(self) -> tuple["Compute", ...]:
+        """The devices one by one."""
+        return tuple(Compute(device, self.precision) for device in (self.device, *self.beside))
 
 
 def resolve(device: str = "auto", precision: str = "auto") -> Compute:
-    """Turn what was asked for into what this machine has; raises `DeviceError` with what it does have."""
-    name = _device(device.lower())
-    return Compute(name, _precision(precision.lower(), name))
+    """Turn what was asked for into what this machine has; raises `DeviceError` with what it does have.
+
+    `device` may name several of one kind, with commas.
+    """
+    names = [_device(name) for name in device.lower().split(",")]
+    if len({name.partition(":")[0] for name in names}) > 1:
+        raise DeviceError(f"--device {device}: devices of one kind only, or pixels would depend on which made them.")
+    if len(set(names)) < len(names) and names[0] != "cpu":
+        raise DeviceError(f"--device {device}: names a device twice.")
+    precisions = {_precision(precision.lower(), name) for name in names}
+    if len(precisions) > 1:
+        raise DeviceError(f"--device {device}: not all of them have bfloat16. Choose a --precision for all.")
+    return Compute(names[0], precisions.pop(), tuple(names[1:]))
 
 
 def _device(asked: str) -> str:
@@ -84,8 +103,13 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
+def batch_size(compute: Compute) -> int:
+    """Return the tiles a batch that suit all devices of a run."""
+    return min(_batch_size(each.device) for each in compute.each)
+
+
 @functools.cache
-def batch_size(device: str) -> int:
+def _batch_size(device: str) -> int:
     """Return the tiles a batch that suit a device: from a table of its memory, or of the CPU's cores.
 
     What other processes hold of a CUDA device when this one first asks does not count as its memory.

@@ -9,6 +9,7 @@ from typing import Any
 
 from tmtool.batches import Feed, RollingRows, TileInput, collate, load, read_ahead
 from tmtool.grid import PATCH, BoolArray, FloatArray, OutputSpec, Strip, Tile, TileBatch
+from tmtool.lanes import Lanes
 from tmtool.models import TileModel
 from tmtool.plan import TilePlan
 from tmtool.stitch import Stitcher
@@ -16,6 +17,13 @@ from tmtool.stitch import Stitcher
 _READ_THREADS = (
     1  # each thread has a GDAL handle and block cache of its own: two would decode every block twice or more
 )
+
+
+_Made = tuple[Tile, BoolArray, Mapping[str, Any] | None]
+"""A tile, its validity, and the model's outputs for it, or None for an empty one."""
+
+_Called = tuple[list[tuple[Tile, BoolArray]], Mapping[str, Any], float]
+"""The tiles of a batch, their outputs, and the seconds that the model took."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,10 @@ class Block:
 class Engine:
     """Takes tiles through reading, the model and stitching.
 
-    `feeds` say how to read each input, `advance` is told of tiles done, `lonlat` gives a tile's centre to models that
-    want it. Afterwards `empty_tiles`, `model_seconds` and `read_seconds` (waiting for input) say what was spared and spent.
+    `models` are copies of one model, each of which takes batches on its own thread while results are stitched on this
+    one. `feeds` say how to read each input, `advance` is told of tiles done, `lonlat` gives a tile's centre to models
+    that want it. Afterwards `empty_tiles` says what was spared, `model_seconds` what the models took, all together,
+    `read_seconds` and `wait_seconds` for how long stitching waited for input and for the models.
     """
 
     def __init__(
@@ -38,14 +48,14 @@ class Engine:
         plan: TilePlan,
         specs: Sequence[OutputSpec],
         feeds: Mapping[str, Feed],
-        model: TileModel,
+        models: Sequence[TileModel],
         batch: int = 1,
         advance: Callable[[int], None] = lambda _: None,
         lonlat: Callable[[Tile], tuple[float, float]] | None = None,
     ) -> None:
-        self.plan, self.specs, self.feeds, self.model, self.batch = plan, specs, feeds, model, batch
+        self.plan, self.specs, self.feeds, self.models, self.batch = plan, specs, feeds, models, batch
         self.advance, self.lonlat = advance, lonlat
-        self.empty_tiles, self.model_seconds, self.read_seconds = 0, 0.0, 0.0
+        self.empty_tiles, self.model_seconds, self.read_seconds, self.wait_seconds = 0, 0.0, 0.0, 0.0
 
     def strips(self, rows: range | None = None) -> Generator[tuple[OutputSpec, Strip], None, None]:
         """Yield the finished rows of every output, each output's from the top; see `blocks`."""
@@ -75,19 +85,19 @@ class Engine:
 
     def _stitched(
         self,
-        made: Iterable[tuple[TileInput, Mapping[str, Any] | None]],
+        made: Iterable[_Made],
         stitchers: Sequence[Stitcher],
         tile_rows: range,
         tile_cols: range,
     ) -> Iterator["Block"]:
         """Yield the blocks that tiles make final, but for the last rows."""
-        for done, outputs in made:
-            number = (done.tile.tile_row - tile_rows.start) * len(tile_cols) + done.tile.tile_col - tile_cols.start
+        for tile, valid, outputs in made:
+            number = (tile.tile_row - tile_rows.start) * len(tile_cols) + tile.tile_col - tile_cols.start
             finished = []
             for stitcher in stitchers:
                 spec = stitcher.spec
                 values = None if outputs is None or not spec.channels else outputs[spec.name]
-                finished.append(list(stitcher.add(number, self.plan.place(done.tile, spec), values, done.valid)))
+                finished.append(list(stitcher.add(number, self.plan.place(tile, spec), values, valid)))
             yield from self._as_blocks(finished)
 
     def _as_blocks(self, finished: Sequence[Sequence[Strip]]) -> Iterator["Block"]:
@@ -98,26 +108,30 @@ class Engine:
             ]
             yield Block(min(ends), list(zip(self.specs, strips, strict=True)))
 
-    def _model_outputs(
-        self, tiles: Sequence[Tile]
-    ) -> Generator[tuple[TileInput, Mapping[str, Any] | None], None, None]:
+    def _model_outputs(self, tiles: Sequence[Tile]) -> Generator[_Made, None, None]:
         """Yield every tile with the model's outputs for it, or None for an empty one."""
         load_tile = partial(load, feeds=self.feeds, shape=self.plan.shape, delta=self.plan.delta)
         threads = 0 if any(feed.computed for feed in self.feeds.values()) else _READ_THREADS
         waiting: list[TileInput] = []
-        with closing(read_ahead(load_tile, tiles, depth=2 * self.batch + 2, threads=threads)) as items:
+        # what the lanes have in hand is read ahead already
+        reading = read_ahead(load_tile, tiles, depth=len(self.models) * self.batch + 2, threads=threads)
+        with closing(reading) as items, Lanes([partial(self._call, model) for model in self.models]) as lanes:
             while (item := self._next(items, threads)) is not None:
                 if not item.pixels:
                     self.empty_tiles += 1
                     self.advance(1)
-                    yield item, None
+                    yield item.tile, item.valid, None
                     continue
                 waiting.append(item)
                 if len(waiting) == self.batch:
-                    yield from self._call(waiting)
+                    lanes.put(waiting)
                     waiting = []
-        if waiting:
-            yield from self._call(waiting)
+                while lanes.full:
+                    yield from self._take(lanes)
+            if waiting:
+                lanes.put(waiting)
+            while len(lanes):
+                yield from self._take(lanes)
 
     def _next(self, items: Iterator[TileInput], threads: int) -> TileInput | None:
         """Return the next tile, or None after the last; time spent on waiting for readers counts as reading."""
@@ -126,14 +140,22 @@ class Engine:
         self.read_seconds += time.monotonic() - start if threads else 0.0
         return item
 
-    def _call(self, items: Sequence[TileInput]) -> Iterator[tuple[TileInput, Mapping[str, Any]]]:
+    def _call(self, model: TileModel, items: Sequence[TileInput]) -> _Called:
+        """Put tiles through a model, on its lane."""
         batch = collate(items, self.batch, self.lonlat)
         start = time.monotonic()
-        outputs = self.model(batch)
-        self.model_seconds += time.monotonic() - start
-        self.advance(len(items))
-        for i, item in enumerate(items):
-            yield item, {name: values[i] for name, values in outputs.items()}
+        outputs = model(batch)
+        return [(item.tile, item.valid) for item in items], outputs, time.monotonic() - start
+
+    def _take(self, lanes: "Lanes[Sequence[TileInput], _Called]") -> Iterator[_Made]:
+        """Wait for the oldest batch, and yield its tiles."""
+        start = time.monotonic()
+        tiles, outputs, seconds = lanes.take()
+        self.wait_seconds += time.monotonic() - start
+        self.model_seconds += seconds
+        self.advance(len(tiles))
+        for i, (tile, valid) in enumerate(tiles):
+            yield tile, valid, {name: values[i] for name, values in outputs.items()}
 
 
 def _hull(spans: Sequence[range]) -> range:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ _log = logging.getLogger("tmtool")
 
 @dataclass(frozen=True)
 class SceneResult:
-    """What became of a scene that was run. `seconds` leaves out loading the model; `model_seconds` are its forward.
+    """What became of a scene that was run. `seconds` leaves out loading the model.
+
+    `model_seconds` are its forward's, on all devices together.
 
     `measured` holds by product what was found out about it: the use of codes, or the agreement with the input.
     `from_row` is the source row that the run went on from, `beside` what belongs to products but is none.
@@ -51,7 +54,7 @@ class SceneResult:
     from_row: int = 0
     beside: tuple[Path, ...] = ()
     stalls: Mapping[str, float] = field(default_factory=dict)
-    """Seconds spent on waiting: to `read` input, to `write` rows, to `build` products after the last tile."""
+    """Seconds spent on waiting: to `read` input, for the `model`, to `write` rows, to `build` products after the last tile."""
 
 
 class Runner:
@@ -59,7 +62,8 @@ class Runner:
 
     def __init__(self, job: Job, reporter: Reporter | None = None) -> None:
         self.job, self.reporter = job, reporter or SilentReporter()
-        self._built: dict[str, tuple[ModelSpec, BackOff]] = {}
+        self._built: dict[tuple[str, str], tuple[ModelSpec, BackOff]] = {}
+        self._building = threading.Lock()
         self._most = sys.maxsize  # tiles a batch that the device had room for
         self._least_said = sys.maxsize  # tiles a batch that the host has room for, as the log has been told
         self._computes: dict[tuple[str, str], Compute] = {}
@@ -133,7 +137,7 @@ class Runner:
             read(journal_path(prepared.scene.folder, prepared.scene.stem, self.job.task)) if self.job.resume else None
         )
         begun = found.header if found and found.header.get("making") == fingerprint(said) else {}
-        usual = begun.get("batch_size") or batch_size(spec.compute.device)
+        usual = begun.get("batch_size") or batch_size(spec.compute)
         return min(self.job.batch_size or usual, len(prepared.plan)), begun.get("parts", 1)
 
     def _fitting(self, prepared: Prepared, spec: ModelSpec, batch: int, parts: int) -> tuple[int, int]:
@@ -165,7 +169,7 @@ class Runner:
 
     def _in_force(self) -> int:
         """Return the most tiles a batch that the device has been found to have room for."""
-        self._most = min(self._most, *(model.size for _, model in self._built.values()), sys.maxsize)
+        self._most = min([self._most, *(model.size for _, model in self._built.values())])
         return self._most
 
     def _files(self, spec: ModelSpec) -> dict[WeightFile, Path] | None:
@@ -183,15 +187,17 @@ class Runner:
         return replace(spec, files=self._files(spec))
 
     def model(self, spec: ModelSpec) -> BackOff:
-        """Return the model of a spec, built if it is not the last one of its task."""
-        if spec.task not in self._built or self._built[spec.task][0] != spec:
-            size = self._in_force()
-            self._built.pop(spec.task, None)  # free the old one first
-            start = time.monotonic()
-            with loading(spec.name):
-                self._built[spec.task] = (spec, BackOff(models.build(spec), size))
-            _log.debug("model %s ready on %s in %.1f s", spec.name, spec.compute.device, time.monotonic() - start)
-        return self._built[spec.task][1]
+        """Return the model of a spec, built if it is not the last one of its task on its device. Any thread may ask."""
+        key = spec.task, spec.compute.device
+        with self._building:
+            if key not in self._built or self._built[key][0] != spec:
+                size = self._in_force()
+                self._built.pop(key, None)  # free the old one first
+                start = time.monotonic()
+                with loading(spec.name):
+                    self._built[key] = (spec, BackOff(models.build(spec), size))
+                _log.debug("model %s ready on %s in %.1f s", spec.name, key[1], time.monotonic() - start)
+            return self._built[key][1]
 
     def encoding_spec(self, prepared: Prepared) -> ModelSpec:
         """Return what makes the tokens that are decoded."""
@@ -233,11 +239,8 @@ class Running:
             measured=written.measured,
             from_row=self._row,
             beside=written.beside,
-            stalls={
-                "read": self._scene.read_seconds,
-                "write": self.write_seconds,
-                "build": max(0.0, min(end, written.at) - self._tiles_done),
-            },
+            stalls=self._scene.spent()
+            | {"write": self.write_seconds, "build": max(0.0, min(end, written.at) - self._tiles_done)},
         )
 
     def abandon(self, error: BaseException) -> None:
@@ -264,8 +267,8 @@ class _Pipeline:
 
     def __init__(self, runner: Runner, prepared: Prepared, spec: ModelSpec, batch: int, stack: ExitStack) -> None:
         self.watch = Watch()
-        self._models: list[Lazy] = []
         self._engines: list[Engine] = []
+        self._models: list[list[Lazy]] = []
         plan, sources = prepared.plan, prepared.sources
         feeds = {m: self._feed(source, stack) for m, source in sources.items()}
         for m, source in sources.items():
@@ -282,8 +285,9 @@ class _Pipeline:
         )
 
     def _engine(self, runner: Runner, spec: ModelSpec, *args: Any) -> Engine:
-        self._models.append(Lazy(lambda: runner.model(spec)))
+        copies = [replace(spec, compute=compute) for compute in spec.compute.each]
         plan, specs, feeds, batch, *rest = args
+        self._models.append([Lazy(partial(runner.model, copy)) for copy in copies])
         self._engines.append(Engine(plan, specs, feeds, self._models[-1], batch, *rest))
         return self._engines[-1]
 
@@ -316,14 +320,17 @@ class _Pipeline:
     @property
     def build_seconds(self) -> float:
         """Time that building models took."""
-        return sum(model.build_seconds for model in self._models)
+        return sum(max(model.build_seconds for model in copies) for copies in self._models)
 
-    @property
-    def read_seconds(self) -> float:
-        """Time that was spent on waiting for input."""
-        return sum(engine.read_seconds for engine in self._engines)
+    def spent(self) -> dict[str, float]:
+        """Return seconds that the scene waited: to `read` input, and for the `model` apart from its being built."""
+        return {
+            "read": sum(engine.read_seconds for engine in self._engines),
+            "model": max(0.0, sum(engine.wait_seconds for engine in self._engines) - self.build_seconds),
+        }
 
     @property
     def model_seconds(self) -> float:
-        """Time that models took, without building them."""
-        return sum(engine.model_seconds for engine in self._engines) - self.build_seconds
+        """Time that models took on all devices together, without building them."""
+        built = sum(model.build_seconds for copies in self._models for model in copies)
+        return sum(engine.model_seconds for engine in self._engines) - built

@@ -73,9 +73,10 @@ def terratorch_scene(options: argparse.Namespace) -> Subject:
     """Return TerraTorch's recipe for a scene, from the file to its values in memory, with tmtool's batch size."""
     from terratorch.tasks.tiled_inference import tiled_inference
 
-    device = resolve(options.device).device
+    compute = resolve(options.device)
+    device, batch = compute.device, batch_size(compute)
     forward = terratorch_forward(options.model, device)
-    tiling: Any = {"crop": m.CROP, "stride": m.STRIDE, "delta": m.DELTA, "batch_size": batch_size(device)}
+    tiling: Any = {"crop": m.CROP, "stride": m.STRIDE, "delta": m.DELTA, "batch_size": batch}
 
     def recipe(scene: Path) -> None:
         joined = tiled_inference(forward, read(scene).to(device), **tiling)[0]

@@ -167,7 +167,7 @@ Device = Annotated[
         metavar="DEV",
         rich_help_panel=_MODEL,
         envvar="TMTOOL_DEVICE",
-        help="auto, cpu, cuda, cuda:N or mps.",
+        help="auto, cpu, cuda, cuda:N or mps; several GPUs with commas: cuda:0,cuda:1 share the batches of each scene.",
     ),
 ]
 Precision = Annotated[

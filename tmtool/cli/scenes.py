@@ -310,7 +310,12 @@ def _log_result(outcome: Outcome) -> None:
             text = code_use_text(facts) if product.measure == "codes" else comparison_text(facts, source.modality)
             _log.info("%s_%s: %s", stem, product.suffix, text)
     whole = max(result.seconds, 1e-9)
-    spent = {"in the model": result.model_seconds} | {f"waiting to {what}": s for what, s in result.stalls.items()}
-    spent["else"] = max(0.0, whole - sum(spent.values()))
-    shares = ", ".join(f"{100 * seconds / whole:.0f} % {what}" for what, seconds in spent.items())
-    _log.debug("%s: of %.1f s, %s", stem, whole, shares)
+    words = {
+        "read": "for input",
+        "model": "for the model",
+        "write": "for the disk",
+        "build": "for products after the last tile",
+    }
+    waits = ", ".join(f"{100 * s / whole:.0f} % {words[what]}" for what, s in result.stalls.items())
+    busy = 100 * result.model_seconds / whole
+    _log.debug("%s: of %.1f s waited %s; the model was busy for %.0f %%", stem, whole, waits, busy)

@@ -217,10 +217,14 @@ def host_bytes(specs: Sequence[ModelSpec], size: int) -> tuple[int, int]:
         for entry, spec in entries
     )  # random weights are made in float32, and the holes that halving them leaves are not given back
     scale, cuda = size**2 / 256**2, specs[0].compute.device.startswith("cuda")
-    work = 0.0 if cuda else scale * max(entry.tile_mb_of(spec) for entry, spec in entries)
+    copies = len(specs[0].compute.each)  # on CUDA the weights of one pass through at a time
+    work = 0.0 if cuda else copies * scale * sum(entry.tile_mb_of(spec) for entry, spec in entries)
     channels = sum(specs[0].modality(m).channels for m in specs[0].inputs)
-    pixels = 3 * 4 * channels * size**2  # float32, two batches read ahead and one collated
-    return int(_ROOM * 1e6 * (_LIBRARIES_MB + _ALLOCATOR_MB + weights)), int(_ROOM * 1e6 * work + pixels)
+    pixels = (
+        copies * 4 * 4 * channels * size**2
+    )  # float32, batches: one called, the same collated, one waiting, one read ahead
+    held = weights * (1 if cuda else copies)
+    return int(_ROOM * 1e6 * (_LIBRARIES_MB + _ALLOCATOR_MB + held)), int(_ROOM * 1e6 * work + pixels)
 
 
 def _terramind(size: str, dim: int, depth: int, parameters_m: float) -> ModelEntry:
