@@ -78,14 +78,13 @@ class Statistics:
         n = values.shape[1]
         if n == 0:
             return
-        x = values.astype(np.float64)
-        mean = x.mean(axis=1)
-        m2 = ((x - mean[:, None]) ** 2).sum(axis=1)
+        mean = values.mean(axis=1, dtype=np.float64)
+        m2 = np.array([x @ x for x in (band - m for band, m in zip(values, mean, strict=True))])  # float64, as mean is
         step, total = mean - self.mean, self.count + n
         self.mean += step * n / total
         self._m2 += m2 + step**2 * self.count * n / total  # Chan, Golub and LeVeque's update
         self.count = total
-        self.low, self.high = np.minimum(self.low, x.min(axis=1)), np.maximum(self.high, x.max(axis=1))
+        self.low, self.high = np.minimum(self.low, values.min(axis=1)), np.maximum(self.high, values.max(axis=1))
 
     @property
     def std(self) -> NDArray[np.float64]:
@@ -235,7 +234,7 @@ class Writer:
 
     def count(self, values: NDArray[Any], valid: BoolArray) -> None:
         """Count rows in the statistics."""
-        self.statistics.add(values[:, valid])
+        self.statistics.add(values.reshape(len(values), -1) if valid.all() else values[:, valid])
 
     def checkpoint(self) -> int:
         """Wait until all rows are on disk; return the checksum of those since the last checkpoint."""
