@@ -67,7 +67,7 @@ def test_log_file(tmtool: Any, tmp_path: Path, make_raster: Any, identity: str) 
 LAYERS = [
     {"cli"},
     {"run"},
-    {"writing"},
+    {"writing", "pipeline"},
     {"provenance"},
     {"job", "engine"},
     {"tasks"},

@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 import rasterio
 
-from tmtool.device import Compute, resolve
+from tmtool.device import resolve
 from tmtool.errors import DeviceError
 from tmtool.lanes import Lanes
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
-    gate = threading.Event()
+    begun, gate = threading.Event(), threading.Event()
 
     def slow(item: int) -> tuple[str, int]:
+        begun.set()
         gate.wait(10)
         return "slow", item
 
     def quick(item: int) -> tuple[str, int]:
+        begun.wait(10)
         if item == 3:
             gate.set()
         return "quick", item
@@ -84,7 +86,7 @@ def test_several_devices_make_the_same_pixels(tmtool: Any, make_raster: Any, tmp
 
 
 def test_devices_that_cannot_go_together() -> None:
-    assert resolve("cpu,cpu") == Compute("cpu", resolve("cpu").precision, ("cpu",))
+    assert resolve("cpu,cpu").beside == ("cpu",)
     assert [c.device for c in resolve("cpu,cpu").each] == ["cpu", "cpu"]
     with pytest.raises(DeviceError, match="cuda:99"):
         resolve("cpu,cuda:99")

@@ -3,7 +3,7 @@
 import functools
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tmtool.errors import DeviceError
@@ -22,17 +22,26 @@ _CPU_BATCH_MOST = 4
 class Compute:
     """Where and how the model runs. `device` is torch's name, `precision` that of matrix products and convolutions.
 
-    `beside` are further devices of the same kind, which take batches of the same scene.
+    `beside` are further devices of the same kind, which take batches of the same scene. `threads` are those of an
+    operation on a CPU, whose number decides how it rounds; 0 leaves them to torch.
     """
 
     device: str = "cpu"
     precision: str = "fp32"
     beside: tuple[str, ...] = ()
+    threads: int = 0
 
     @property
     def each(self) -> tuple["Compute", ...]:
         """The devices one by one."""
-        return tuple(Compute(device, self.precision) for device in (self.device, *self.beside))
+        return tuple(replace(self, device=device, beside=()) for device in (self.device, *self.beside))
+
+    def prepare(self) -> None:
+        """Set what is set for the whole process: the threads."""
+        if self.threads:
+            import torch
+
+            torch.set_num_threads(self.threads)
 
 
 def resolve(device: str = "auto", precision: str = "auto") -> Compute:
@@ -48,7 +57,13 @@ def resolve(device: str = "auto", precision: str = "auto") -> Compute:
     precisions = {_precision(precision.lower(), name) for name in names}
     if len(precisions) > 1:
         raise DeviceError(f"--device {device}: not all of them have bfloat16. Choose a --precision for all.")
-    return Compute(names[0], precisions.pop(), tuple(names[1:]))
+    return Compute(names[0], precisions.pop(), tuple(names[1:]), _threads() if names[0] == "cpu" else 0)
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _device(asked: str) -> str:

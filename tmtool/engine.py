@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from tmtool.grid import PATCH, BoolArray, FloatArray, OutputSpec, Strip, Tile, T
 from tmtool.lanes import Lanes
 from tmtool.models import TileModel
 from tmtool.plan import TilePlan
+from tmtool.products import Product
 from tmtool.stitch import Stitcher
 
 _READ_THREADS = (
@@ -28,10 +29,23 @@ _Called = tuple[list[tuple[Tile, BoolArray]], Mapping[str, Any], float]
 
 @dataclass(frozen=True)
 class Block:
-    """Finished rows of all outputs; with them all product rows that begin above source row `row` are final."""
+    """Rows of all outputs; with them all product rows that begin above source row `row` are final.
+
+    They are stitched, and once they are `finished` in their products' bands.
+    """
 
     row: int
     strips: Sequence[tuple[OutputSpec, Strip]]
+    finished: bool = False
+
+
+def finished(block: Block, products: Mapping[str, Product]) -> Block:
+    """Turn a block's rows into bands of the products (by their outputs' names); what becomes a mean waits for it."""
+    strips = [
+        (spec, strip if spec.pool == "scene" else replace(strip, values=products[spec.name].finish(strip)))
+        for spec, strip in block.strips
+    ]
+    return Block(block.row, strips, finished=True)
 
 
 class Engine:

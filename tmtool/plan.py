@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from tmtool.errors import UsageError
 from tmtool.grid import PATCH, Grid, OutputSpec, Placement, Tile, Window
 
+REPEATED = 0.07
+"""Share of a scene's tiles that may be computed twice so that its blocks can be computed apart."""
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -138,10 +141,21 @@ class TilePlan:
 
     def columns(self, parts: int) -> list[range]:
         """Cut the scene into about as many parts of source columns, on the borders of tiles."""
-        count = self.counts[1]
+        return self._cut(1, parts)
+
+    def row_blocks(self, least: int = 1) -> list[range]:
+        """Cut the scene into blocks of source rows, on the borders of tiles: at least `least` if there are tile rows for it.
+
+        Blocks that are computed apart repeat the row of tiles that two of them share. There are as many as that takes no
+        more than `REPEATED` of all tiles for, unless more are asked for.
+        """
+        return self._cut(0, max(least, 1 + int(REPEATED * self.counts[0])))
+
+    def _cut(self, axis: int, parts: int) -> list[range]:
+        count = self.counts[axis]
         parts = min(parts, count)
         cuts = [k * count // parts * self.step for k in range(parts)]
-        return [range(a, b) for a, b in zip(cuts, [*cuts[1:], self.shape[1]], strict=True)]
+        return [range(a, b) for a, b in zip(cuts, [*cuts[1:], self.shape[axis]], strict=True)]
 
     def kept(self, i: int, length: int, spec: OutputSpec) -> tuple[int, int]:
         """First and past-the-last product px that the i-th tile contributes to along an axis of `length` source px."""

@@ -15,7 +15,9 @@ from tmtool.modality import MODALITIES
 from tmtool.models import ModelSpec
 from tmtool.writer import PROVENANCE_TAG
 
-_BESIDE_THE_PIXELS = ("libraries", "inputs", "device", "batch_size", "validity", "modality", "layer", "warning")
+_BESIDE_THE_PIXELS = (
+    *("libraries", "inputs", "device", "batch_size", "threads", "validity", "modality", "layer", "warning"),
+)
 """What provenance tells without its making another product: results differ by rounding at most."""
 
 
@@ -37,6 +39,7 @@ def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -
         "tiling": vars(prepared.plan.tiling),
         "precision": spec.compute.precision,
         "device": spec.compute.device.partition(":")[0],
+        "threads": spec.compute.threads,
     }
     if job.task == "tokenize":
         height, width = prepared.grid.shape

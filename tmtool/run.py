@@ -4,30 +4,25 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tmtool import models
-from tmtool.batches import Feed
-from tmtool.device import Compute, batch_size, resolve
-from tmtool.engine import Engine, Lazy, Watch, patch_feed
-from tmtool.errors import InputError, OutOfMemory
-from tmtool.grid import BoolArray, FloatArray, Window
+from tmtool.device import batch_size
+from tmtool.engine import Block, Watch
+from tmtool.errors import InputError, OutOfMemory, ProductError
 from tmtool.job import Job, Prepared
 from tmtool.journal import journal_path, read
-from tmtool.memory import BackOff, fit, limit_bytes, loading
-from tmtool.modality import MODALITIES
+from tmtool.memory import fit, limit_bytes
 from tmtool.models import ModelSpec
-from tmtool.models.weights import WeightFile, digest, local_file, locate
-from tmtool.products import tokenised
+from tmtool.pipeline import Models, Pipeline
 from tmtool.progress import Reporter, SilentReporter
 from tmtool.provenance import Status, fingerprint, provenance_of, status_of, weights_text
-from tmtool.source import Reader, Source, centres, set_block_cache
+from tmtool.source import set_block_cache
 from tmtool.tasks import TASKS
 from tmtool.writing import Writing, Written
 
@@ -58,28 +53,29 @@ class SceneResult:
 
 
 class Runner:
-    """Runs the prepared scenes of one job; a model is built once for each kind of input."""
+    """Runs the prepared scenes of one job; a model is built once for each kind of input.
+
+    `AHEAD` scenes may be begun before the first of them is run.
+    """
+
+    AHEAD = 1
 
     def __init__(self, job: Job, reporter: Reporter | None = None) -> None:
         self.job, self.reporter = job, reporter or SilentReporter()
-        self._built: dict[tuple[str, str], tuple[ModelSpec, BackOff]] = {}
-        self._building = threading.Lock()
-        self._most = sys.maxsize  # tiles a batch that the device had room for
+        self.models = Models(job)
         self._least_said = sys.maxsize  # tiles a batch that the host has room for, as the log has been told
-        self._computes: dict[tuple[str, str], Compute] = {}
-        self._digests: dict[Path, str] = {}
 
-    def locate_weights(self, prepared: Sequence[Prepared]) -> None:
-        """Find the weights of all scenes, so that a missing file is known before anything is loaded."""
+    def expect(self, prepared: Sequence[Prepared]) -> None:
+        """Be told of all scenes to come: find their weights, so that a missing file is known before anything is loaded."""
         for inputs in dict.fromkeys(tuple(p.sources) for p in prepared):
-            self._files(self.job.spec(inputs))
+            self.models.files(self.job.spec(inputs))
 
     def status(self, prepared: Prepared) -> Status:
         """Say whether a scene's products exist as this job would make them. Loads no model.
 
         Raises `InputError` for tokens that another tokenizer made than the one that would decode them.
         """
-        said = self._said(prepared, self._spec(self.job, prepared))
+        said = self._said(prepared, self.models.spec(tuple(prepared.sources)))
         for source in prepared.sources.values():
             if source.made and source.made.get("weights") != said["weights"]:
                 raise InputError(
@@ -90,55 +86,53 @@ class Runner:
         return status_of(prepared, said)
 
     def run(self, prepared: Prepared, place: str = "", check: Callable[[], None] = lambda: None) -> SceneResult:
-        """Run one scene to its products; see `start`."""
-        return self.start(prepared, place, check).result()
+        """Run one scene to its products; see `begin`."""
+        running = self.begin(prepared, place, check)
+        running.tiles()
+        return running.result()
 
-    def start(self, prepared: Prepared, place: str = "", check: Callable[[], None] = lambda: None) -> "Running":
-        """Run all tiles of a scene, going on from where an earlier run was broken off; its products are then being built.
+    def begin(self, prepared: Prepared, place: str = "", check: Callable[[], None] = lambda: None) -> "Running":
+        """Begin a scene, going on from where an earlier run was broken off; its tiles are for `Running.tiles` to run.
 
-        On an error nothing is left of them; on a signal what is needed to go on. `place` is told beside the scene's name,
-        `check` is called before products get their names and may raise. Raises `TmtoolError`.
+        `place` is told beside the scene's name, `check` is called before products get their names and may raise. Raises
+        `TmtoolError`.
         """
-        spec = self._spec(self.job, prepared)
+        spec = self.models.spec(tuple(prepared.sources))
         said = self._said(prepared, spec)
-        start = time.monotonic()  # torch is imported and weights are digested by now, which is not the scene's time
-        batch, parts = self._fitting(prepared, spec, *self._begun(prepared, spec, said))
-        said["batch_size"] = batch
-        columns = prepared.plan.columns(parts)
+        begun = self._begun(prepared, said)
+        spec = replace(spec, compute=replace(spec.compute, threads=begun.get("threads", spec.compute.threads)))
+        batch, parts = self._fitting(prepared, spec, *self._usual(prepared, spec, begun))
+        said |= {"batch_size": batch, "threads": spec.compute.threads}
         prepared.scene.folder.mkdir(parents=True, exist_ok=True)
-        name = f"{prepared.scene.stem} ({place})" if place else prepared.scene.stem
-        self.reporter.begin(name, prepared.tiles(columns))
         stack = ExitStack()
         try:
-            set_block_cache(list(prepared.sources.values()), prepared.plan.size, prepared.width(parts))
-            scene = _Pipeline(self, prepared, spec, batch, stack)
-            writing = stack.enter_context(Writing(prepared, said, scene.watch, columns))
-            first, row = writing.begin(self.job.resume)
-            for part in range(first, parts):
-                rows = range(row if part == first else 0, prepared.grid.shape[0])
-                with closing(scene.engine.blocks(rows, columns[part])) as blocks:
-                    for block in blocks:
-                        writing.put(block, part)
-            writing.flush()
-            writing.say(batch_size=min(batch, self._in_force()))
-            self.reporter.phase("writing products")
+            scene = self._pipeline(prepared, spec, batch, stack)
+            writing = stack.enter_context(Writing(prepared, said, scene.watch, prepared.plan.columns(parts)))
+            at = writing.begin(self.job.resume)
+            scene.begin(at[1])
         except BaseException as error:
             stack.__exit__(type(error), error, error.__traceback__)
             raise
-        finally:
-            self.reporter.end()
-        running = Running(stack, scene, _apart(lambda: writing.finish(check)), len(prepared.plan), row, start)
-        running.write_seconds = writing.wait_seconds
-        return running
+        name = f"{prepared.scene.stem} ({place})" if place else prepared.scene.stem
+        return Running(self.reporter, name, prepared, scene, writing, check, at, stack)
 
-    def _begun(self, prepared: Prepared, spec: ModelSpec, said: Mapping[str, Any]) -> tuple[int, int]:
-        """Return tiles a batch and parts: those that a run which will be gone on with began with, else the usual."""
+    def _pipeline(self, prepared: Prepared, spec: ModelSpec, batch: int, stack: ExitStack) -> "SceneBlocks":
+        return Pipeline(self.models, prepared, spec, batch, stack, self.reporter.advance)
+
+    def _begun(self, prepared: Prepared, said: Mapping[str, Any]) -> dict[str, Any]:
+        """Return how a run of the scene that will be gone on with was begun; nothing if there is none."""
         found = (
             read(journal_path(prepared.scene.folder, prepared.scene.stem, self.job.task)) if self.job.resume else None
         )
-        begun = found.header if found and found.header.get("making") == fingerprint(said) else {}
-        usual = begun.get("batch_size") or batch_size(spec.compute)
+        return dict(found.header) if found and found.header.get("making") == fingerprint(said) else {}
+
+    def _usual(self, prepared: Prepared, spec: ModelSpec, begun: Mapping[str, Any]) -> tuple[int, int]:
+        """Return tiles a batch and parts, as a scene was begun or as is usual."""
+        usual = begun.get("batch_size") or self._batch_size(spec)
         return min(self.job.batch_size or usual, len(prepared.plan)), begun.get("parts", 1)
+
+    def _batch_size(self, spec: ModelSpec) -> int:
+        return batch_size(spec.compute)
 
     def _fitting(self, prepared: Prepared, spec: ModelSpec, batch: int, parts: int) -> tuple[int, int]:
         """Return the tiles a batch, at most `batch`, and the parts, at least `parts`, that memory has room for.
@@ -146,8 +140,8 @@ class Runner:
         Raises `OutOfMemory` where it has none for one tile and the narrowest parts.
         """
         encodes = TASKS[spec.task].from_tokens and any(source.scale == 1 for source in prepared.sources.values())
-        specs = [spec, self.encoding_spec(prepared)] if encodes else [spec]
-        limit, batch = limit_bytes(self.job.max_memory), min(batch, self._in_force())
+        specs = [spec, self.models.encoding_spec(tuple(prepared.sources))] if encodes else [spec]
+        limit, batch = self._limit(), min(batch, self.models.in_force())
         model_bytes, tile_bytes = models.host_bytes(specs, prepared.plan.size)
         narrowest = prepared.plan.counts[1]
         while True:
@@ -167,59 +161,101 @@ class Runner:
             _log.info("%s: made in %d parts side by side: %.1f GB may be used (%s)", stem, parts, allowed / 1e9, why)
         return fits, parts
 
-    def _in_force(self) -> int:
-        """Return the most tiles a batch that the device has been found to have room for."""
-        self._most = min([self._most, *(model.size for _, model in self._built.values())])
-        return self._most
-
-    def _files(self, spec: ModelSpec) -> dict[WeightFile, Path] | None:
-        if self.job.weights == models.RANDOM:
-            return None
-        needed = models.find(self.job.model).files(spec)
-        own = {local_file(spec.checkpoint): spec.checkpoint} if spec.checkpoint else {}
-        return locate(needed, self.job.weights, self.job.offline) | own
-
-    def _spec(self, job: Job, prepared: Prepared) -> ModelSpec:
-        asked = (job.device, job.encoding().precision if job.task == "tokenize" else job.precision)
-        if asked not in self._computes:
-            self._computes[asked] = resolve(*asked)  # imports torch, once a process
-        spec = job.spec(tuple(prepared.sources), self._computes[asked])
-        return replace(spec, files=self._files(spec))
-
-    def model(self, spec: ModelSpec) -> BackOff:
-        """Return the model of a spec, built if it is not the last one of its task on its device. Any thread may ask."""
-        key = spec.task, spec.compute.device
-        with self._building:
-            if key not in self._built or self._built[key][0] != spec:
-                size = self._in_force()
-                self._built.pop(key, None)  # free the old one first
-                start = time.monotonic()
-                with loading(spec.name):
-                    self._built[key] = (spec, BackOff(models.build(spec), size))
-                _log.debug("model %s ready on %s in %.1f s", spec.name, key[1], time.monotonic() - start)
-            return self._built[key][1]
-
-    def encoding_spec(self, prepared: Prepared) -> ModelSpec:
-        """Return what makes the tokens that are decoded."""
-        return self._spec(self.job.encoding(), prepared)
+    def _limit(self) -> tuple[int, str]:
+        return limit_bytes(self.job.max_memory)
 
     def _said(self, prepared: Prepared, spec: ModelSpec) -> dict[str, Any]:
-        weights: Any = models.RANDOM
-        if spec.files is not None:
-            self._digests |= {path: digest(path) for path in spec.files.values() if path not in self._digests}
-            weights = {str(file): self._digests[path] for file, path in spec.files.items()}
-        return provenance_of(self.job, prepared, spec, weights)
+        return provenance_of(self.job, prepared, spec, self._weights(spec))
+
+    def _weights(self, spec: ModelSpec) -> Any:
+        return self.models.weights(spec)
+
+
+class SceneBlocks(Protocol):
+    """Whatever computes the rows of a scene: this process (`Pipeline`), or others."""
+
+    watch: Watch
+
+    def begin(self, row: int) -> None:
+        """Learn that rows from source row `row` on will be asked for."""
+
+    def blocks(self, rows: range, cols: range) -> Generator[Block, None, None]:
+        """Yield the finished rows of these source rows and columns."""
+        ...
+
+    @property
+    def empty_tiles(self) -> int:
+        """Tiles that no model saw."""
+        ...
+
+    @property
+    def batch_in_force(self) -> int:
+        """The most tiles a batch that devices had room for."""
+        ...
+
+    @property
+    def build_seconds(self) -> float:
+        """Time that this process spent on building models."""
+        ...
+
+    @property
+    def model_seconds(self) -> float:
+        """Time that models took on all devices together, without building them."""
+        ...
+
+    def waits(self) -> dict[str, float]:
+        """Return seconds that the scene waited, by what for."""
+        ...
 
 
 class Running:
-    """A scene whose products are being built. Call `result`, or `abandon` if that cannot be waited for."""
+    """A scene that was begun. Call `tiles`, then `result`; or `abandon` at any time.
+
+    After `tiles` its products are being built on a thread of their own.
+    """
 
     def __init__(
-        self, stack: ExitStack, scene: "_Pipeline", built: "Future[Written]", tiles: int, row: int, start: float
+        self,
+        reporter: Reporter,
+        name: str,
+        prepared: Prepared,
+        scene: SceneBlocks,
+        writing: Writing,
+        check: Callable[[], None],
+        at: tuple[int, int],
+        stack: ExitStack,
     ) -> None:
-        self._stack, self._scene, self._built, self._row, self._start = stack, scene, built, row, start
-        self._tiles = tiles
-        self._tiles_done, self.write_seconds = time.monotonic(), 0.0
+        self._reporter, self._name, self._prepared, self._scene = reporter, name, prepared, scene
+        self._writing, self._check, self._at, self._stack = writing, check, at, stack
+        self._built: Future[Written] = Future()
+        self._start = self._tiles_done = 0.0
+
+    def tiles(self) -> None:
+        """Run the tiles. On an error nothing is left of the products; on a signal what is needed to go on.
+
+        Raises `TmtoolError`.
+        """
+        prepared, writing, columns = self._prepared, self._writing, self._writing.columns
+        self._start = time.monotonic()
+        self._reporter.begin(self._name, prepared.tiles(columns))
+        try:
+            set_block_cache(list(prepared.sources.values()), prepared.plan.size, prepared.width(len(columns)))
+            first, row = self._at
+            for part in range(first, len(columns)):
+                rows = range(row if part == first else 0, prepared.grid.shape[0])
+                with closing(self._scene.blocks(rows, columns[part])) as blocks:
+                    for block in blocks:
+                        writing.put(block, part)
+            writing.flush()
+            writing.say(batch_size=min(writing.batch_size, self._scene.batch_in_force))
+            self._reporter.phase("writing products")
+        except BaseException as error:
+            self.abandon(error)
+            raise
+        finally:
+            self._reporter.end()
+        self._tiles_done = time.monotonic()
+        self._built = _apart(lambda: writing.finish(self._check))
 
     def result(self) -> SceneResult:
         """Wait until the products have their names. Raises `TmtoolError`; nothing is left of them then."""
@@ -229,23 +265,32 @@ class Running:
             self.abandon(error)
             raise
         self._stack.close()
+        scene = self._scene
+        build = max(0.0, min(end, written.at) - self._tiles_done)
         return SceneResult(
             products=written.paths,
-            tiles=self._tiles,
-            empty_tiles=self._scene.engine.empty_tiles,
-            seconds=min(end, written.at) - self._start - self._scene.build_seconds,
-            model_seconds=self._scene.model_seconds,
+            tiles=len(self._prepared.plan),
+            empty_tiles=scene.empty_tiles,
+            seconds=min(end, written.at) - self._start - scene.build_seconds,
+            model_seconds=scene.model_seconds,
             warnings=tuple(written.warnings),
             measured=written.measured,
-            from_row=self._row,
+            from_row=self._at[1],
             beside=written.beside,
-            stalls=self._scene.spent()
-            | {"write": self.write_seconds, "build": max(0.0, min(end, written.at) - self._tiles_done)},
+            stalls=scene.waits() | {"write": self._writing.wait_seconds, "build": build},
         )
 
     def abandon(self, error: BaseException) -> None:
         """Let go of the scene: what is begun is removed, or after a signal left for a later run."""
         self._stack.__exit__(type(error), error, error.__traceback__)
+
+    def put_back(self) -> None:
+        """Let go of a scene whose tiles were not run: it is left as it was found."""
+        self.abandon(_PutBack() if self._at != (0, 0) else ProductError("not run"))
+
+
+class _PutBack(BaseException):
+    """A scene that an earlier run began is left for a later one."""
 
 
 def _apart(work: Callable[[], Written]) -> "Future[Written]":
@@ -260,77 +305,3 @@ def _apart(work: Callable[[], Written]) -> "Future[Written]":
 
     threading.Thread(target=run, name="build", daemon=True).start()
     return result
-
-
-class _Pipeline:
-    """The engine of one scene, with its feeds; for decoding a raster, with the engine before it that makes its tokens."""
-
-    def __init__(self, runner: Runner, prepared: Prepared, spec: ModelSpec, batch: int, stack: ExitStack) -> None:
-        self.watch = Watch()
-        self._engines: list[Engine] = []
-        self._models: list[list[Lazy]] = []
-        plan, sources = prepared.plan, prepared.sources
-        feeds = {m: self._feed(source, stack) for m, source in sources.items()}
-        for m, source in sources.items():
-            if TASKS[spec.task].from_tokens:
-                if source.scale == 1:
-                    encoding = runner.encoding_spec(prepared)
-                    tokens = tokenised(MODALITIES[m]).spec
-                    encoder = self._engine(runner, encoding, plan, [tokens], {m: feeds[m]}, batch)
-                    feeds[m] = stack.enter_context(patch_feed(encoder, (float(MODALITIES[m].middle_token),)))
-                feeds |= self._validity(source, stack)
-        centre = centres(prepared.grid) if spec.embedding.coords else None
-        self.engine = self._engine(
-            runner, spec, plan, [p.spec for p in prepared.products], feeds, batch, runner.reporter.advance, centre
-        )
-
-    def _engine(self, runner: Runner, spec: ModelSpec, *args: Any) -> Engine:
-        copies = [replace(spec, compute=compute) for compute in spec.compute.each]
-        plan, specs, feeds, batch, *rest = args
-        self._models.append([Lazy(partial(runner.model, copy)) for copy in copies])
-        self._engines.append(Engine(plan, specs, feeds, self._models[-1], batch, *rest))
-        return self._engines[-1]
-
-    def _feed(self, source: Source, stack: ExitStack) -> Feed:
-        """Open a source as the engine wants it."""
-        reader = stack.enter_context(Reader(source))
-
-        def read(window: Window) -> tuple[FloatArray, BoolArray]:
-            pixels, valid = reader.read(window)
-            self.watch.see(pixels, valid)
-            return pixels, valid
-
-        fill = source.modality.mean if source.scale == 1 else (float(source.modality.middle_token),)
-        return Feed(read, fill, source.scale)
-
-    @staticmethod
-    def _validity(source: Source, stack: ExitStack) -> dict[str, Feed]:
-        """Return the feed that tells which pixels of a tokenised raster hold data, if not all do."""
-        told = source if source.scale == 1 else source.validity
-        if told is None:
-            return {}
-        reader = stack.enter_context(Reader(told))
-
-        def read(window: Window) -> tuple[FloatArray, BoolArray]:
-            pixels, valid = reader.read(window)
-            return pixels[:0], valid
-
-        return {"validity": Feed(read, ())}
-
-    @property
-    def build_seconds(self) -> float:
-        """Time that building models took."""
-        return sum(max(model.build_seconds for model in copies) for copies in self._models)
-
-    def spent(self) -> dict[str, float]:
-        """Return seconds that the scene waited: to `read` input, and for the `model` apart from its being built."""
-        return {
-            "read": sum(engine.read_seconds for engine in self._engines),
-            "model": max(0.0, sum(engine.wait_seconds for engine in self._engines) - self.build_seconds),
-        }
-
-    @property
-    def model_seconds(self) -> float:
-        """Time that models took on all devices together, without building them."""
-        built = sum(model.build_seconds for copies in self._models for model in copies)
-        return sum(engine.model_seconds for engine in self._engines) - built

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tmtool.engine import Block, Watch
+from tmtool.engine import Block, Watch, finished
 from tmtool.errors import ProductError
 from tmtool.grid import BoolArray, Strip, Window
 from tmtool.job import STRIPS_AHEAD, Prepared, target
@@ -55,7 +55,7 @@ class Writing:
         self, prepared: Prepared, said: Mapping[str, Any], watch: Watch, columns: Sequence[range] | None = None
     ) -> None:
         self._prepared, self._said, self._watch = prepared, dict(said), watch
-        self._columns = columns or [range(prepared.grid.shape[1])]
+        self.columns = columns or [range(prepared.grid.shape[1])]
         self._products = {p.spec.name: p for p in prepared.products}
         self._writers = {
             name: Writer(
@@ -65,7 +65,8 @@ class Writing:
         }
         self._means = {n: SceneMean(p.spec) for n, p in self._products.items() if p.spec.pool == "scene"}
         path = journal_path(prepared.scene.folder, prepared.scene.stem, said["task"])
-        header = {"making": fingerprint(said), "batch_size": said["batch_size"], "parts": len(self._columns)}
+        header = {"making": fingerprint(said), "parts": len(self.columns)}
+        header |= {key: said[key] for key in ("batch_size", "threads")}
         self._journal = Journal(path, header)
         self._stack = ExitStack()
         self._measures: dict[str, _Measure] = {}
@@ -73,6 +74,11 @@ class Writing:
         self._stopped, self._commit = False, threading.Lock()
         self.wait_seconds = 0.0
         """Time that `put` and `flush` waited for the disk."""
+
+    @property
+    def batch_size(self) -> int:
+        """Tiles a batch that the scene was begun with."""
+        return int(self._said["batch_size"])
 
     def say(self, **facts: Any) -> None:
         """Change what products say of how they were made, by what only the run could tell."""
@@ -152,7 +158,7 @@ class Writing:
         self._journal.begin()
         last = self._journal.records[-1]
         self._watch.varies |= last.varies
-        part = f"part {last.part + 1} of {len(self._columns)}, " if len(self._columns) > 1 else ""
+        part = f"part {last.part + 1} of {len(self.columns)}, " if len(self.columns) > 1 else ""
         where = f"{part}row {last.row} of {self._prepared.grid.shape[0]}"
         _log.info("%s: going on from %s of an earlier run", self._prepared.scene.stem, where)
         return True
@@ -164,7 +170,7 @@ class Writing:
         read_back = []
         for name, product in self._products.items():
             rows = plan.product_rows(range(first, record.row), product.spec)
-            cols = plan.product_cols(self._columns[record.part], product.spec)
+            cols = plan.product_cols(self.columns[record.part], product.spec)
             if rows and cols:
                 values, valid, checksum = self._writers[name].reread(rows, cols)
                 if record.checksums.get(product.suffix) != checksum:
@@ -183,7 +189,7 @@ class Writing:
             self._wait()
 
     def _write(self, block: Block, part: int) -> None:
-        for output, strip in block.strips:
+        for output, strip in (block if block.finished else finished(block, self._products)).strips:
             if output.name in self._means:
                 self._means[output.name].add(strip)
             else:
@@ -193,12 +199,11 @@ class Writing:
             self._journal.add(Record(block.row, sums, self._watch.varies, part))
 
     def _write_strip(self, name: str, strip: Strip) -> None:
-        values = self._products[name].finish(strip)
-        self._writers[name].write(strip.row, values, strip.valid, strip.col)
-        self._measure_rows(name, replace(strip, values=values))
+        self._writers[name].write(strip.row, strip.values, strip.valid, strip.col)
+        self._measure_rows(name, strip)
 
     def _measure_rows(self, name: str, strip: Strip) -> None:
-        if name in self._measures and len(self._columns) == 1:  # else whole rows are there at the end only
+        if name in self._measures and len(self.columns) == 1:  # else whole rows are there at the end only
             self._measures[name].add(strip.row, strip.values, strip.valid)
 
     def _measure_afterwards(self) -> None:
@@ -224,8 +229,9 @@ class Writing:
         """Build all products and give them their names, if `check` does not raise."""
         self.flush()
         for name, mean in self._means.items():
-            self._write_strip(name, mean.strip())
-        if len(self._columns) > 1:
+            strip = mean.strip()
+            self._write_strip(name, replace(strip, values=self._products[name].finish(strip)))
+        if len(self.columns) > 1:
             self._measure_afterwards()
         written = Written()
         complete = {n for n, p in self._products.items() if p.holes and self._is_complete(n)}

@@ -6,9 +6,9 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -84,11 +84,12 @@ class _FailedFast(Exception):
 
 
 @dataclass(frozen=True)
-class _Last:
-    """The scene whose tiles are done and whose products are being built while the next one's tiles run."""
+class _Begun:
+    """A scene that this process has claimed and begun."""
 
     prepared: Prepared
     held: Claim
+    place: str
     running: Running
 
 
@@ -97,7 +98,8 @@ class _Batch:
 
     def __init__(self, job: Job, manners: Manners, runner: Runner, tally: Tally) -> None:
         self.job, self.manners, self.runner, self.tally = job, manners, runner, tally
-        self._last: _Last | None = None
+        self._ahead: deque[_Begun] = deque()  # begun, but not run
+        self._last: _Begun | None = None  # its products are being built while the next one's tiles run
         self._untidy: list[Prepared] = []
 
     def run(self, found: Sequence[Scene]) -> None:
@@ -105,7 +107,7 @@ class _Batch:
         try:
             ready = self._checked(found)
             if ready and not self.manners.dry_run:
-                self.runner.locate_weights(ready)
+                self.runner.expect(ready)
             due = deque(p for p in ready if self._is_due(p))
             if self.manners.dry_run:
                 for prepared in due:
@@ -126,6 +128,10 @@ class _Batch:
                 self._last.running.abandon(error)
                 self._last.held.release()
             raise
+        finally:
+            for begun in self._ahead:
+                begun.running.put_back()
+                begun.held.release()
 
     def _plan(self, prepared: Prepared) -> None:
         """Say what a scene would take."""
@@ -140,18 +146,21 @@ class _Batch:
 
     def _run_all(self, due: deque[Prepared]) -> None:
         total, busy, said = len(due), 0, False
-        while due:
-            prepared = due.popleft()
-            if self._take(prepared, f"{total - len(due)} of {total}" if total > 1 else ""):
-                busy = 0
+        while due or self._ahead:
+            if busy < len(due) and len(self._ahead) < self.runner.AHEAD:
+                prepared = due.popleft()
+                if self._take(prepared, f"{total - len(due)} of {total}" if total > 1 else ""):
+                    busy = 0
+                else:
+                    due.append(prepared)
+                    busy += 1
                 continue
-            due.append(prepared)
-            busy += 1
-            if busy < len(due):
+            if self._ahead:
+                self._run(self._ahead.popleft())
                 continue
             self._collect()  # others work on all that are left
             if not said:
-                by = owner(prepared.scene.folder, self._claim_name(prepared))
+                by = owner(due[-1].scene.folder, self._claim_name(due[-1]))
                 _log.info("waiting for %d scenes that others work on (%s)", busy, by or "just released")
             said, busy = True, 0
             time.sleep(_LOOK_AGAIN_S)
@@ -227,7 +236,7 @@ class _Batch:
         return f"{prepared.scene.stem}_{self.job.task}"
 
     def _take(self, prepared: Prepared, place: str) -> bool:
-        """Run a scene's tiles, unless another process works on it: then return False. Its products are built meanwhile."""
+        """Claim and begin a scene, unless another process works on it: then return False."""
         folder = prepared.scene.folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -236,39 +245,61 @@ class _Batch:
         held = claim(folder, self._claim_name(prepared))
         if held is None:
             return False
-        try:
-            if not self._is_due(prepared):  # any more: another process was here in the meantime
+        with self._scene_of(prepared, held):
+            if self._is_due(prepared):  # still: another process was here in the meantime
+                running = self._trying(lambda: self.runner.begin(prepared, place, held.check))
+                self._ahead.append(_Begun(prepared, held, place, running))
+            else:
                 held.release()
-                return True
-            running = self._start(prepared, held, place, self.manners.retries)
+        return True
+
+    def _run(self, begun: _Begun) -> None:
+        """Run the tiles of a scene. Its products are built while the next one's tiles run."""
+        first = iter([begun.running])
+
+        def once() -> Running:
+            running = next(first, None) or self.runner.begin(begun.prepared, begun.place, begun.held.check)
+            running.tiles()
+            return running
+
+        before = self._last
+        with self._scene_of(begun.prepared, begun.held):
+            self._last = replace(begun, running=self._trying(once))
+        if self._last is not before:
+            self._collect_of(before)
+
+    @contextmanager
+    def _scene_of(self, prepared: Prepared, held: Claim) -> Iterator[None]:
+        """Release the claim if what is done with a scene fails, which is the scene's own matter if others can go on."""
+        try:
+            yield
         except (errors.DeviceError, errors.WeightsError):  # which no scene can do without
             held.release()
             raise
         except errors.TmtoolError as error:
             held.release()
             self._failed(Outcome(prepared.scene, "failed", prepared, error=error))
-            return True
         except BaseException:
             held.release()
             raise
-        self._collect()
-        self._last = _Last(prepared, held, running)
-        return True
 
-    def _start(self, prepared: Prepared, held: Claim, place: str, retries: int) -> Running:
-        try:
-            return self.runner.start(prepared, place, held.check)
-        except (errors.ReadError, errors.DiskError) as error:
-            if not retries:
-                raise
-            _log.warning("%s Trying again (%d of %d).", error, self.manners.retries - retries + 1, self.manners.retries)
-        return self._start(prepared, held, place, retries - 1)
+    def _trying(self, call: Callable[[], Running]) -> Running:
+        """Call, and again after an error that may pass, as often as --retries allows."""
+        for attempt in range(1, self.manners.retries + 1):
+            try:
+                return call()
+            except (errors.ReadError, errors.DiskError) as error:
+                _log.warning("%s Trying again (%d of %d).", error, attempt, self.manners.retries)
+        return call()
 
     def _collect(self) -> None:
         """Wait for the scene whose products are being built, if there is one."""
-        if self._last is None:
-            return
         last, self._last = self._last, None
+        self._collect_of(last)
+
+    def _collect_of(self, last: _Begun | None) -> None:
+        if last is None:
+            return
         with last.held:
             try:
                 result = last.running.result()

@@ -1,0 +1,263 @@
+"""What a process that computes needs: the models of a job, the engine of a scene, and the function of one block."""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tmtool import models
+from tmtool.batches import Feed
+from tmtool.device import Compute, resolve
+from tmtool.engine import Block, Engine, Lazy, Watch, finished, patch_feed
+from tmtool.grid import BoolArray, FloatArray, Window
+from tmtool.job import Job, Prepared
+from tmtool.memory import BackOff, loading
+from tmtool.modality import MODALITIES
+from tmtool.models import ModelSpec
+from tmtool.models.weights import WeightFile, digest, local_file, locate
+from tmtool.products import tokenised
+from tmtool.source import Reader, Source, centres, set_block_cache
+from tmtool.tasks import TASKS
+
+_log = logging.getLogger("tmtool")
+
+
+class Models:
+    """The models of one job: what they are, where their weights lie, and those that are built.
+
+    `computes` says where models run by what the job asks for, where that is known from elsewhere than this machine.
+    """
+
+    def __init__(self, job: Job, computes: Mapping[tuple[str, str], Compute] | None = None) -> None:
+        self.job = job
+        self._computes = dict(computes or {})
+        self._built: dict[tuple[str, str], tuple[ModelSpec, BackOff]] = {}
+        self._building = threading.Lock()
+        self._most = sys.maxsize  # tiles a batch that the device had room for
+        self._digests: dict[Path, str] = {}
+
+    def spec(self, inputs: tuple[str, ...]) -> ModelSpec:
+        """Return the model of scenes with these inputs. Raises `WeightsError` and `DeviceError`."""
+        return self._spec(self.job, inputs)
+
+    def encoding_spec(self, inputs: tuple[str, ...]) -> ModelSpec:
+        """Return what makes the tokens that are decoded."""
+        return self._spec(self.job.encoding(), inputs)
+
+    def _spec(self, job: Job, inputs: tuple[str, ...]) -> ModelSpec:
+        asked = compute_asked(job)
+        if asked not in self._computes:
+            self._computes[asked] = resolve(*asked)  # imports torch, once a process
+        spec = job.spec(inputs, self._computes[asked])
+        return replace(spec, files=self.files(spec))
+
+    def files(self, spec: ModelSpec) -> dict[WeightFile, Path] | None:
+        """Find the weights of a model; None for random ones. Raises `WeightsError`."""
+        if self.job.weights == models.RANDOM:
+            return None
+        needed = models.find(self.job.model).files(spec)
+        own = {local_file(spec.checkpoint): spec.checkpoint} if spec.checkpoint else {}
+        return locate(needed, self.job.weights, self.job.offline) | own
+
+    def weights(self, spec: ModelSpec) -> Any:
+        """Return what tells a model's weights from others: their digests by file, or "random"."""
+        if spec.files is None:
+            return models.RANDOM
+        self._digests |= {path: digest(path) for path in spec.files.values() if path not in self._digests}
+        return {str(file): self._digests[path] for file, path in spec.files.items()}
+
+    def model(self, spec: ModelSpec) -> BackOff:
+        """Return the model of a spec, built if it is not the last one of its task on its device. Any thread may ask."""
+        key = spec.task, spec.compute.device
+        with self._building:
+            if key not in self._built or self._built[key][0] != spec:
+                size = self.in_force()
+                self._built.pop(key, None)  # free the old one first
+                start = time.monotonic()
+                spec.compute.prepare()
+                with loading(spec.name):
+                    self._built[key] = (spec, BackOff(models.build(spec), size))
+                _log.debug("model %s ready on %s in %.1f s", spec.name, key[1], time.monotonic() - start)
+            return self._built[key][1]
+
+    def in_force(self) -> int:
+        """Return the most tiles a batch that the device has been found to have room for."""
+        self._most = min([self._most, *(model.size for _, model in self._built.values())])
+        return self._most
+
+
+def compute_asked(job: Job) -> tuple[str, str]:
+    """Return the device and the precision that a job asks for; tokens are encoded in float32 unless it says otherwise."""
+    return job.device, job.encoding().precision if job.task == "tokenize" else job.precision
+
+
+class Pipeline:
+    """The engine of one scene, with its feeds; for decoding a raster, with the engine before it that makes its tokens."""
+
+    def __init__(
+        self,
+        models: Models,
+        prepared: Prepared,
+        spec: ModelSpec,
+        batch: int,
+        stack: ExitStack,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.watch = Watch()
+        self._of = models
+        self._engines: list[Engine] = []
+        self._models: list[list[Lazy]] = []
+        plan, sources = prepared.plan, prepared.sources
+        feeds = {m: self._feed(source, stack) for m, source in sources.items()}
+        for m, source in sources.items():
+            if TASKS[spec.task].from_tokens:
+                if source.scale == 1:
+                    encoding = models.encoding_spec(tuple(sources))
+                    encoding = replace(encoding, compute=replace(encoding.compute, threads=spec.compute.threads))
+                    tokens = tokenised(MODALITIES[m]).spec
+                    encoder = self._engine(encoding, plan, [tokens], {m: feeds[m]}, batch)
+                    feeds[m] = stack.enter_context(patch_feed(encoder, (float(MODALITIES[m].middle_token),)))
+                feeds |= self._validity(source, stack)
+        centre = centres(prepared.grid) if spec.embedding.coords else None
+        self._engine(spec, plan, [p.spec for p in prepared.products], feeds, batch, advance, centre)
+
+    def begin(self, row: int) -> None:
+        """Do nothing: rows are computed when they are asked for."""
+
+    def blocks(self, rows: range, cols: range) -> Generator[Block, None, None]:
+        """Yield the finished rows of these source rows and columns; see `Engine.blocks`."""
+        return self._engines[-1].blocks(rows, cols)
+
+    def _engine(self, spec: ModelSpec, *args: Any) -> Engine:
+        copies = [replace(spec, compute=compute) for compute in spec.compute.each]
+        plan, specs, feeds, batch, *rest = args
+        self._models.append([Lazy(partial(self._of.model, copy)) for copy in copies])
+        self._engines.append(Engine(plan, specs, feeds, self._models[-1], batch, *rest))
+        return self._engines[-1]
+
+    def _feed(self, source: Source, stack: ExitStack) -> Feed:
+        """Open a source as the engine wants it."""
+        reader = stack.enter_context(Reader(source))
+
+        def read(window: Window) -> tuple[FloatArray, BoolArray]:
+            pixels, valid = reader.read(window)
+            self.watch.see(pixels, valid)
+            return pixels, valid
+
+        fill = source.modality.mean if source.scale == 1 else (float(source.modality.middle_token),)
+        return Feed(read, fill, source.scale)
+
+    @staticmethod
+    def _validity(source: Source, stack: ExitStack) -> dict[str, Feed]:
+        """Return the feed that tells which pixels of a tokenised raster hold data, if not all do."""
+        told = source if source.scale == 1 else source.validity
+        if told is None:
+            return {}
+        reader = stack.enter_context(Reader(told))
+
+        def read(window: Window) -> tuple[FloatArray, BoolArray]:
+            pixels, valid = reader.read(window)
+            return pixels[:0], valid
+
+        return {"validity": Feed(read, ())}
+
+    @property
+    def empty_tiles(self) -> int:
+        """Tiles that no model saw."""
+        return self._engines[-1].empty_tiles
+
+    @property
+    def batch_in_force(self) -> int:
+        """The most tiles a batch that the device had room for."""
+        return self._of.in_force()
+
+    @property
+    def build_seconds(self) -> float:
+        """Time that building models took."""
+        return sum(max(model.build_seconds for model in copies) for copies in self._models)
+
+    @property
+    def model_seconds(self) -> float:
+        """Time that models took on all devices together, without building them."""
+        built = sum(model.build_seconds for copies in self._models for model in copies)
+        return sum(engine.model_seconds for engine in self._engines) - built
+
+    def waits(self) -> dict[str, float]:
+        """Return seconds that the scene waited: to `read` input, and for the `model` apart from its being built."""
+        return {
+            "read": sum(engine.read_seconds for engine in self._engines),
+            "model": max(0.0, sum(engine.wait_seconds for engine in self._engines) - self.build_seconds),
+        }
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """Some rows of a scene, to be computed by any process: `rows` are source rows, `batch` and `threads` decide rounding."""
+
+    job: Job
+    prepared: Prepared
+    rows: range
+    batch: int
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A block's products: their rows in order, ready to be written; and what else came out.
+
+    `varies` says whether the input does, `batch` is the most tiles a batch that the device had room for.
+    """
+
+    blocks: tuple[Block, ...]
+    varies: bool
+    tiles: int
+    empty_tiles: int
+    model_seconds: float
+    batch: int
+
+
+_last: Models | None = None
+_one = threading.Lock()
+
+
+def models_of(job: Job) -> Models:
+    """Return this process's models of a job, kept until it is asked for another one's."""
+    global _last
+    if _last is None or _last.job != job:
+        _last = Models(job)
+    return _last
+
+
+def compute(task: BlockTask) -> Computed:
+    """Compute the products of one block; the rows are those of the whole scene's run, bit for bit.
+
+    A pure function of the task, the input and the weights. It reads what lies around the block through handles of its own;
+    the model stays loaded for the next one. Blocks take turns where several threads of a process ask. Raises `TmtoolError`.
+    """
+    with _one:
+        return _compute(task, models_of(task.job))
+
+
+def _compute(task: BlockTask, models: Models) -> Computed:
+    prepared, tiles = task.prepared, 0
+
+    def advance(count: int) -> None:
+        nonlocal tiles
+        tiles += count
+
+    spec = models.spec(tuple(prepared.sources))
+    spec = replace(spec, compute=replace(spec.compute, threads=task.threads))
+    set_block_cache(list(prepared.sources.values()), prepared.plan.size)
+    products = {p.spec.name: p for p in prepared.products}
+    with ExitStack() as stack:
+        pipeline = Pipeline(models, prepared, spec, task.batch, stack, advance)
+        rows = stack.enter_context(closing(pipeline.blocks(task.rows, range(prepared.grid.shape[1]))))
+        blocks = tuple(finished(block, products) for block in rows)
+    batch = min(task.batch, pipeline.batch_in_force)
+    return Computed(blocks, pipeline.watch.varies, tiles, pipeline.empty_tiles, pipeline.model_seconds, batch)
