@@ -118,6 +118,17 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
+def kind_of(compute: Compute) -> str:
+    """Return what kind of device a run uses: devices of one kind give the same bits."""
+    import torch
+
+    if compute.device.startswith("cuda"):
+        return torch.cuda.get_device_name(compute.device)
+    if compute.device == "cpu":
+        return f"CPU with {torch.backends.cpu.get_cpu_capability()}"
+    return compute.device
+
+
 def batch_size(compute: Compute) -> int:
     """Return the tiles a batch that suit all devices of a run."""
     return min(_batch_size(each.device) for each in compute.each)
@@ -137,5 +148,9 @@ def _batch_size(device: str) -> int:
         return next((n for limit, n in _CUDA_BATCH if gigabytes < limit), _CUDA_BATCH_MOST)
     if device == "mps":
         return 4
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return next((n for limit, n in _CPU_BATCH if cores <= limit), _CPU_BATCH_MOST)
+    return next((n for limit, n in _CPU_BATCH if cores() <= limit), _CPU_BATCH_MOST)
+
+
+def cores() -> int:
+    """Return the CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,7 +4,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,13 +44,14 @@ class Models:
 
     def spec(self, inputs: tuple[str, ...]) -> ModelSpec:
         """Return the model of scenes with these inputs. Raises `WeightsError` and `DeviceError`."""
-        return self._spec(self.job, inputs)
+        return self.spec_of(self.job, inputs)
 
     def encoding_spec(self, inputs: tuple[str, ...]) -> ModelSpec:
         """Return what makes the tokens that are decoded."""
-        return self._spec(self.job.encoding(), inputs)
+        return self.spec_of(self.job.encoding(), inputs)
 
-    def _spec(self, job: Job, inputs: tuple[str, ...]) -> ModelSpec:
+    def spec_of(self, job: Job, inputs: tuple[str, ...]) -> ModelSpec:
+        """Return the model of scenes with these inputs for this job, or the one that makes its tokens."""
         asked = compute_asked(job)
         if asked not in self._computes:
             self._computes[asked] = resolve(*asked)  # imports torch, once a process
@@ -127,7 +128,7 @@ class Pipeline:
         centre = centres(prepared.grid) if spec.embedding.coords else None
         self._engine(spec, plan, [p.spec for p in prepared.products], feeds, batch, advance, centre)
 
-    def begin(self, row: int) -> None:
+    def begin(self, columns: Sequence[range], part: int, row: int) -> None:
         """Do nothing: rows are computed when they are asked for."""
 
     def blocks(self, rows: range, cols: range) -> Generator[Block, None, None]:
@@ -178,6 +179,11 @@ class Pipeline:
         return self._of.in_force()
 
     @property
+    def place(self) -> str:
+        """Nothing: there is no more to say of where a scene stands in the run."""
+        return ""
+
+    @property
     def build_seconds(self) -> float:
         """Time that building models took."""
         return sum(max(model.build_seconds for model in copies) for copies in self._models)
@@ -198,11 +204,12 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class BlockTask:
-    """Some rows of a scene, to be computed by any process: `rows` are source rows, `batch` and `threads` decide rounding."""
+    """Some source rows and columns of a scene, to be computed by any process; `batch` and `threads` decide rounding."""
 
     job: Job
     prepared: Prepared
     rows: range
+    cols: range
     batch: int
     threads: int = 0
 
@@ -253,11 +260,11 @@ def _compute(task: BlockTask, models: Models) -> Computed:
 
     spec = models.spec(tuple(prepared.sources))
     spec = replace(spec, compute=replace(spec.compute, threads=task.threads))
-    set_block_cache(list(prepared.sources.values()), prepared.plan.size)
+    set_block_cache(list(prepared.sources.values()), prepared.plan.size, len(task.cols) + 2 * prepared.plan.size)
     products = {p.spec.name: p for p in prepared.products}
     with ExitStack() as stack:
         pipeline = Pipeline(models, prepared, spec, task.batch, stack, advance)
-        rows = stack.enter_context(closing(pipeline.blocks(task.rows, range(prepared.grid.shape[1]))))
+        rows = stack.enter_context(closing(pipeline.blocks(task.rows, task.cols)))
         blocks = tuple(finished(block, products) for block in rows)
     batch = min(task.batch, pipeline.batch_in_force)
     return Computed(blocks, pipeline.watch.varies, tiles, pipeline.empty_tiles, pipeline.model_seconds, batch)

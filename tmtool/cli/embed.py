@@ -36,6 +36,7 @@ def embed(
     precision: o.Precision = "auto",
     batch_size: o.BatchSize = "auto",
     max_memory: o.MaxMemory = None,
+    cluster: o.Cluster = None,
     seed: o.Seed = 0,
     top_p: o.TopP = 0.8,
     top_k: o.TopK = 0,
@@ -96,4 +97,4 @@ def embed(
         )
         listing = Listing(inputs, recursive, pattern, files_from, null, shard)
         found = scenes(listing, output_dir, in_ or (), chosen)
-        run_scenes(job, found, Manners(dry_run, json_, quiet, stale, fail_fast, retries, report))
+        run_scenes(job, found, Manners(dry_run, json_, quiet, stale, fail_fast, retries, report, cluster))

@@ -27,6 +27,7 @@ def generate(
     precision: o.Precision = "auto",
     batch_size: o.BatchSize = "auto",
     max_memory: o.MaxMemory = None,
+    cluster: o.Cluster = None,
     seed: o.Seed = 0,
     top_p: o.TopP = 0.8,
     top_k: o.TopK = 0,
@@ -84,5 +85,5 @@ def generate(
         run_scenes(
             job,
             scenes(listing, output_dir, in_ or ()),
-            Manners(dry_run, json_, quiet, stale, fail_fast, retries, report),
+            Manners(dry_run, json_, quiet, stale, fail_fast, retries, report, cluster),
         )

@@ -408,6 +408,16 @@ Stale = Annotated[
         help="What to do with products that exist and were made with other parameters, weights or inputs.",
     ),
 ]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="C",
+        rich_help_panel=_MODEL,
+        envvar="TMTOOL_CLUSTER",
+        help="Compute on Dask workers: local:N processes, local-cuda (one a GPU), tcp://host:8786 or a scheduler file.",
+    ),
+]
 FailFast = Annotated[
     bool, typer.Option("--fail-fast", rich_help_panel=_RUN, help="Stop at the first scene that fails.")
 ]

@@ -26,6 +26,7 @@ def reconstruct(
     precision: o.TokenPrecision = "auto",
     batch_size: o.BatchSize = "auto",
     max_memory: o.MaxMemory = None,
+    cluster: o.Cluster = None,
     seed: o.Seed = 0,
     timesteps: o.Timesteps = 10,
     clip_sigma: o.ClipSigma = None,
@@ -78,4 +79,4 @@ def reconstruct(
         )
         listing = Listing(inputs, recursive, pattern, files_from, null, shard, tokens=True)
         found = scenes(listing, output_dir, [in_] if in_ else [])
-        run_scenes(job, found, Manners(dry_run, json_, quiet, stale, fail_fast, retries, report))
+        run_scenes(job, found, Manners(dry_run, json_, quiet, stale, fail_fast, retries, report, cluster))

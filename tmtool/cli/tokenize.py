@@ -26,6 +26,7 @@ def tokenize(
     precision: o.TokenPrecision = "auto",
     batch_size: o.BatchSize = "auto",
     max_memory: o.MaxMemory = None,
+    cluster: o.Cluster = None,
     crop: o.Crop = 256,
     stride: o.PatchStride = 192,
     delta: o.PatchDelta = 16,
@@ -68,4 +69,4 @@ def tokenize(
         )
         listing = Listing(inputs, recursive, pattern, files_from, null, shard)
         found = scenes(listing, output_dir, [in_] if in_ else [])
-        run_scenes(job, found, Manners(dry_run, json_, quiet, stale, fail_fast, retries, report))
+        run_scenes(job, found, Manners(dry_run, json_, quiet, stale, fail_fast, retries, report, cluster))
