@@ -256,7 +256,7 @@ class Cluster:
             return result
 
     def _wait(self, future: Any) -> Any:
-        killed: type[Exception] = _distributed().KilledWorker
+        killed: Any = _distributed().KilledWorker
         said = False
         while True:
             try:
@@ -268,8 +268,9 @@ class Cluster:
                     said = True
                     _log.warning("the cluster has no workers now; waiting for some")
             except killed as error:
+                last = error.last_worker.address
                 raise ProductError(
-                    f"A block ended every worker that tried it, most likely by using too much memory ({error})."
+                    f"A block ended every worker that tried it, most likely by using too much memory; the last one was {last}."
                 ) from error
             except (CancelledError, OSError) as error:
                 raise ClusterError(f"The cluster was lost ({error!r}). The same command goes on from here.") from error
