@@ -46,6 +46,7 @@ def connect(address: str) -> Iterator[Any]:
     is none of these or nothing answers there.
     """
     distributed = _distributed()
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters of it is said here in fewer words
     with ExitStack() as stack:
         where = _target(address, stack)
         try:
@@ -55,7 +56,8 @@ def connect(address: str) -> Iterator[Any]:
             raise UsageError(
                 f"--cluster {address}: no scheduler with a worker answers there ({str(error) or type(error).__name__})."
             ) from error
-        _log.info("cluster: %d workers, dashboard at %s", len(client.ncores()), client.dashboard_link)
+        count = len(client.ncores())
+        _log.info("cluster: %d worker%s, dashboard at %s", count, "s" * (count > 1), client.dashboard_link)
         yield client
 
 
