@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from terratorch.models.backbones.terramind.model import terramind_register as register
 from terratorch.tasks.tiled_inference import get_input_chips, tiled_inference
 
 from tests import narrow
@@ -17,6 +16,7 @@ from tmtool.engine import Engine
 from tmtool.grid import OutputSpec, TileBatch
 from tmtool.modality import MODALITIES, OUTPUTS
 from tmtool.models import ModelSpec, Sampling
+from tmtool.models.architecture import terramind_register as register
 from tmtool.models.generator import Generator
 from tmtool.models.weights import core_file, tokenizer_file
 from tmtool.plan import TilePlan, Tiling
