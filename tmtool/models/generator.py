@@ -114,7 +114,8 @@ def _draw(logits: Tensor, sampling: Sampling, cells: CellGrid, target: Tensor | 
         rows, cols = (v.gather(1, target.to(v.device)) for v in (rows, cols))
     rows, cols = rows.reshape(-1, 1), cols.reshape(-1, 1)
 
-    def gumbel(at: slice, codes: Tensor) -> Tensor:
+    def gumbel(at: Tensor, codes: Tensor) -> Tensor:
+        at = at.to(rows.device)
         return noise.gumbel(key, rows[at], cols[at], codes.to(rows.device), logits.shape[-1]).to(codes.device)
 
     return draw_tokens(logits.flatten(0, 1), sampling, gumbel).reshape(logits.shape[:2])
