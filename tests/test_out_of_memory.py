@@ -7,6 +7,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -412,26 +413,29 @@ def test_estimates_of_a_tile_s_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("total", "free", "reserved", "tiles"),
+    ("total", "free", "reserved", "tiles", "decoded"),
     [
-        (6.4, 6.0, 0, 2),
-        (15.8, 15.3, 0, 8),
-        (25.3, 24.6, 0, 32),  # 24 GB cards: idle, CUDA's own share does not make them smaller ones
-        (25.3, 10.0, 0, 8),
-        (25.3, 10.0, 14.3, 32),  # what this process holds is its own
-        (85.0, 84.0, 0, 64),
-        (85.0, 3.0, 0, 2),
+        (6.4, 6.0, 0, 4, 2),
+        (15.8, 15.3, 0, 16, 8),
+        (25.3, 24.6, 0, 32, 64),  # 24 GB cards: idle, CUDA's own share does not make them smaller ones
+        (25.3, 10.0, 0, 16, 64),
+        (25.3, 10.0, 14.3, 32, 64),  # what this process holds is its own
+        (85.0, 84.0, 0, 64, 64),
+        (85.0, 3.0, 0, 4, 64),
     ],
 )
-def test_the_batch_of_a_gpu_follows_what_is_free(
-    monkeypatch: pytest.MonkeyPatch, total: float, free: float, reserved: float, tiles: int
+def test_the_batch_of_a_gpu_follows_what_is_free_and_its_decoders_what_it_is(
+    monkeypatch: pytest.MonkeyPatch, total: float, free: float, reserved: float, tiles: int, decoded: int
 ) -> None:
     torch = pytest.importorskip("torch")
+    properties = SimpleNamespace(total_memory=int(total * GB))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda which: properties)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda which: (int(free * GB), int(total * GB)))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda which: int(reserved * GB))
     device.batch_size.cache_clear()
     try:
         assert device.batch_size("cuda:0") == tiles
+        assert device.decoder_batch("cuda:0") == decoded
     finally:
         device.batch_size.cache_clear()
 

@@ -174,6 +174,24 @@ def test_batch_place_changes_nothing_and_batch_size_little(narrow_terramind: Pat
     assert same >= 0.999
 
 
+@pytest.mark.parametrize("most", [1, 2, 64])
+def test_decoders_take_parts_of_a_batch(narrow_terramind: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    outputs = ["S1GRD", "LULC"]
+    tiles = np.stack([plausible("S2L2A", 224, 224, seed) for seed in range(3)])
+    batch = batch_of({"S2L2A": tiles}, [(0, 0), (192, 0), (0, 192)])
+    model = adapter(spec_of(narrow_terramind, ["S2L2A"], outputs))
+    whole = model(batch)
+    monkeypatch.setattr(model, "decoder_batch", most)
+    seen = []
+    model.tokenizers["S1GRD"].decoder.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    parts = model(batch)
+    assert set(seen) == {min(most, 3)}  # one shape, also where the batch is no multiple of it
+    assert len(seen) == GREEDY.timesteps * -(-3 // min(most, 3))
+    for name in outputs:
+        scale = std_of(name) if not MODALITIES[name].classes else 1.0
+        np.testing.assert_allclose(parts[name] / scale, whole[name] / scale, atol=1e-3, rtol=0)
+
+
 def test_blocks_and_runs_give_the_same_bits(narrow_terramind: Path) -> None:
     raster = plausible("S2L2A", 500, 300)
     sampling = replace(GREEDY, temperature=1.0, clip_sigma=None)

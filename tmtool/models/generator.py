@@ -88,7 +88,21 @@ class Generator(Drawer):
 
 
 def decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells: CellGrid) -> Tensor:
-    """Decode tokens `(B, h, w)` to `(B, channels, S, S)` float32 in the modality's unit (logits for classes)."""
+    """Decode tokens `(B, h, w)` to `(B, channels, S, S)` float32 in the modality's unit (logits for classes).
+
+    A batch longer than decoders should take is decoded in parts of one size; the last tile fills up the last part.
+    """
+    total, size = len(tokens), min(model.decoder_batch, len(tokens))
+    if size == total:
+        return _decode(model, name, tokenizer, tokens, cells)
+    parts = []
+    for start in range(0, total, size):
+        tiles = torch.arange(start, start + size, device=tokens.device).clamp(max=total - 1)
+        parts.append(_decode(model, name, tokenizer, tokens[tiles], cells.part(tiles)))
+    return torch.cat(parts)[:total]
+
+
+def _decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells: CellGrid) -> Tensor:
     modality, sampling = MODALITIES[name], model.spec.sampling
     quant = tokenizer.quantize.indices_to_embedding(tokens).float()
     if modality.classes:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tmtool import noise
+from tmtool.device import decoder_batch
 from tmtool.grid import PATCH, TileBatch
 from tmtool.modality import MODALITIES, Modality
 from tmtool.models import ModelSpec
@@ -42,6 +43,7 @@ class Base:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.device = torch.device(spec.compute.device)
+        self.decoder_batch = decoder_batch(spec.compute.device)
         self.moments = {m: self._moments(spec.modality(m)) for m in dict.fromkeys([*spec.inputs, *spec.outputs])}
 
     def _moments(self, modality: Modality) -> tuple[Tensor, Tensor]:
@@ -114,6 +116,11 @@ class CellGrid:
     def of(cls, batch: TileBatch, size: int, device: torch.device) -> "CellGrid":
         """Return the positions of a batch."""
         return cls(torch.from_numpy(batch.rows), torch.from_numpy(batch.cols), size, device)
+
+    def part(self, tiles: Tensor) -> "CellGrid":
+        """Return the positions of some of the tiles, `(n,)` int64."""
+        rows, cols = (v[tiles.to(v.device)] for v in (self._pixel_rows, self._pixel_cols))
+        return CellGrid(rows, cols, self._size, rows.device)
 
     def normal(self, key: tuple[int, int], channels: int) -> Tensor:
         """Return each tile's own normal noise, `(B, channels, S, S)` float32."""
