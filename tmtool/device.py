@@ -21,16 +21,24 @@ _CPU_BATCH_MOST = 4
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how the model runs. `device` is torch's name, `precision` that of matrix products and convolutions."""
+    """Where and how the model runs. `device` is torch's name, `precision` that of matrix products and convolutions.
+
+    `compiled` says whether networks go through `torch.compile`, whose kernels round otherwise.
+    """
 
     device: str = "cpu"
     precision: str = "fp32"
+    compiled: bool = False
 
 
-def resolve(device: str = "auto", precision: str = "auto") -> Compute:
-    """Turn what was asked for into what this machine has; raises `DeviceError` with what it does have."""
+def resolve(device: str = "auto", precision: str = "auto", compile: str = "auto") -> Compute:
+    """Turn what was asked for into what this machine has; raises `DeviceError` with what it does have.
+
+    `compile` auto is off: on a CPU it gains 3 % for the U-Net and 5 % for the encoder (base in bf16), and takes a minute
+    and a half to begin; on CUDA its gain has not been measured.
+    """
     name = _device(device.lower())
-    return Compute(name, _precision(precision.lower(), name))
+    return Compute(name, _precision(precision.lower(), name), compile == "on")
 
 
 def _device(asked: str) -> str:

@@ -38,6 +38,8 @@ def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -
         "precision": spec.compute.precision,
         "device": spec.compute.device.partition(":")[0],
     }
+    if spec.compute.compiled:
+        said["compiled"] = True
     if job.task == "tokenize":
         height, width = prepared.grid.shape
         said["source"] = {"height": height, "width": width}

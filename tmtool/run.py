@@ -62,7 +62,7 @@ class Runner:
         self._built: dict[str, tuple[ModelSpec, BackOff]] = {}
         self._most = sys.maxsize  # tiles a batch that the device had room for
         self._least_said = sys.maxsize  # tiles a batch that the host has room for, as the log has been told
-        self._computes: dict[tuple[str, str], Compute] = {}
+        self._computes: dict[tuple[str, str, str], Compute] = {}
         self._digests: dict[Path, str] = {}
 
     def locate_weights(self, prepared: Sequence[Prepared]) -> None:
@@ -176,7 +176,8 @@ class Runner:
         return locate(needed, self.job.weights, self.job.offline) | own
 
     def _spec(self, job: Job, prepared: Prepared) -> ModelSpec:
-        asked = (job.device, job.encoding().precision if job.task == "tokenize" else job.precision)
+        precision = job.encoding().precision if job.task == "tokenize" else job.precision
+        asked = (job.device, precision, job.compile)
         if asked not in self._computes:
             self._computes[asked] = resolve(*asked)  # imports torch, once a process
         spec = job.spec(tuple(prepared.sources), self._computes[asked])

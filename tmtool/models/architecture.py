@@ -8,6 +8,7 @@ Afterwards these stand-ins are gone from `sys.modules`, and whoever imports terr
 
 import importlib
 import logging
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import Any
+
+import torch
+from torch import Tensor
 
 _log = logging.getLogger("tmtool")
 
@@ -125,6 +129,19 @@ def _import(names: Sequence[str]) -> list[Any]:
     return modules
 
 
+def _timestep_embedding(timesteps: Tensor, dim: int, max_period: int = 10_000) -> Tensor:
+    """Do what the function of terratorch's U-Net does that it stands for, to the bit, without waiting for the device.
+
+    The frequencies are still made on the CPU, where their bits come from, and copied at each call.
+    """
+    half = dim // 2
+    steps = torch.arange(start=0, end=half, dtype=torch.float)
+    frequencies = torch.exp(-math.log(max_period) * steps / half).to(timesteps.device, non_blocking=True)
+    angles = timesteps[:, None].float() * frequencies[None]
+    embedding = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+    return torch.cat([embedding, torch.zeros_like(embedding[:, :1])], dim=-1) if dim % 2 else embedding
+
+
 terramind_register, modality_info, terramind, tm_utils, vqvae, vit_models, unet = _import(
     (
         "model.terramind_register",
@@ -136,3 +153,4 @@ terramind_register, modality_info, terramind, tm_utils, vqvae, vit_models, unet 
         "tokenizer.models.unet.unet",
     )
 )
+unet.timestep_embedding = _timestep_embedding

@@ -84,7 +84,7 @@ class Generator(Drawer):
         with self.autocast():
             seen = [self.embed_input(m, values) for m, values in batch.pixels.items()]
             tokens = self.draw(seen, cells)
-        return {m: decode(self, m, self.tokenizers[m], tokens[m], cells).cpu().numpy() for m in self.spec.outputs}
+        return self.fetched({m: decode(self, m, self.tokenizers[m], tokens[m], cells) for m in self.spec.outputs})
 
 
 def decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells: CellGrid) -> Tensor:
@@ -109,13 +109,17 @@ def _decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells:
         with model.autocast():
             return tokenizer.decode_quant(quant).float()
     key = noise.key_of(model.spec.seed, name, "diffusion")
-    start = cells.normal(key, len(modality.bands)).to(model.device)
+    # with the strides of what comes after it, whatever it was cut from: compiled networks are made for them
+    start = cells.normal(key, len(modality.bands)).to(model.device).clone(memory_format=torch.contiguous_format)
 
     def predict(x: Tensor, t: int) -> Tensor:
+        step = torch.full(
+            (1,), t, device=model.device
+        )  # of a number a copy would be made, for which the device is waited
         with model.autocast():
-            return tokenizer.decoder(x, t, quant)  # type: ignore[no-any-return]
+            return tokenizer.decoder(x, step, quant)  # type: ignore[no-any-return]
 
-    alphas = tokenizer.noise_scheduler.alphas_cumprod.to(model.device)
+    alphas = tokenizer.noise_scheduler.alphas_cumprod.to(model.device, non_blocking=True)
     x = ddim(predict, start, alphas, sampling.timesteps, sampling.clip_sigma)
     mean, std = model.moments[name]
     return x * std + mean
