@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from terratorch.tasks.tiled_inference import get_input_chips, tiled_inference
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import narrow
 from tmtool import models, noise
@@ -190,6 +191,27 @@ def test_decoders_take_parts_of_a_batch(narrow_terramind: Path, monkeypatch: pyt
     for name in outputs:
         scale = std_of(name) if not MODALITIES[name].classes else 1.0
         np.testing.assert_allclose(parts[name] / scale, whole[name] / scale, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("inputs", [["S2L2A"], ["NDVI", "DEM"]])
+def test_nothing_in_a_tile_waits_for_the_device_but_the_count_of_codes(
+    narrow_terramind: Path, inputs: list[str]
+) -> None:
+    """Told on the CPU by what is dispatched: numbers taken from tensors, and tensors made of arrays or numbers."""
+    seen: list[str] = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    model = adapter(spec_of(narrow_terramind, inputs, ["S1GRD", "LULC"], sampling=Sampling(timesteps=3)))
+    batch = batch_of({m: plausible(m, 224, 224)[None] for m in inputs}, [(0, 0)])
+    with Watching():
+        model(batch)
+    assert len(seen) > 500
+    assert not [name for name in seen if "local_scalar" in name or "nonzero" in name or "masked_select" in name]
+    assert sum("lift_fresh" in name for name in seen) == len(inputs) + 2  # the pixels, the tiles' rows and columns
 
 
 def test_blocks_and_runs_give_the_same_bits(narrow_terramind: Path) -> None:

@@ -55,7 +55,7 @@ class Embedder(InputEmbedding):
 
     def _coordinates(self, batch: TileBatch) -> Embedded:
         tokens = self.coords.encode(torch.from_numpy(batch.lonlat))["tensor"]
-        return self.embed_tokens("coords", tokens.to(self.device))
+        return self.embed_tokens("coords", tokens.to(self.device, non_blocking=True))
 
     def _imagine(self, seen: list[Embedded], batch: TileBatch, size: int) -> list[Embedded]:
         if self.drawer is None:

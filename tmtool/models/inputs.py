@@ -88,8 +88,10 @@ class Base:
         """Return the tokens of `x`, `(B, h, w)` int64. The quantiser is float32: in bf16 it keeps 5 % of its codes."""
         features = tokenizer.encoder(tokenizer.prepare_input(x))
         with torch.autocast(self.device.type, enabled=False):
-            _, _, tokens = tokenizer.quantize(tokenizer.quant_proj(features.float()))
-        return tokens.long()  # type: ignore[no-any-return]
+            latent = tokenizer.quant_proj(features.float())
+            # not its forward, which makes a loss of a number and waits for the device to have it
+            _, tokens = tokenizer.quantize.latent_to_code_and_indice(latent.flatten(2).transpose(1, 2))
+        return tokens.unflatten(1, latent.shape[2:]).long()  # type: ignore[no-any-return]
 
 
 class InputEmbedding(Base):
