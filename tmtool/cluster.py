@@ -128,7 +128,7 @@ class Facts:
 
     versions: Mapping[str, str]
     kind: str
-    computes: Mapping[tuple[str, str], Compute]
+    computes: Mapping[tuple[str, str, str], Compute]
     weights: Sequence[Any]
     batch: int
     memory: tuple[int, str]

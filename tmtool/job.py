@@ -50,6 +50,7 @@ class Job:
     batch_size: int | None = None
     device: str = "auto"
     precision: str = "auto"
+    compile: str = "auto"
     overwrite: bool = False
     resume: bool = True
     max_memory: int | None = None

@@ -34,7 +34,7 @@ class Models:
     `computes` says where models run by what the job asks for, where that is known from elsewhere than this machine.
     """
 
-    def __init__(self, job: Job, computes: Mapping[tuple[str, str], Compute] | None = None) -> None:
+    def __init__(self, job: Job, computes: Mapping[tuple[str, str, str], Compute] | None = None) -> None:
         self.job = job
         self._computes = dict(computes or {})
         self._built: dict[tuple[str, str], tuple[ModelSpec, BackOff]] = {}
@@ -93,9 +93,12 @@ class Models:
         return self._most
 
 
-def compute_asked(job: Job) -> tuple[str, str]:
-    """Return the device and the precision that a job asks for; tokens are encoded in float32 unless it says otherwise."""
-    return job.device, job.encoding().precision if job.task == "tokenize" else job.precision
+def compute_asked(job: Job) -> tuple[str, str, str]:
+    """Return the device, the precision and the compiling that a job asks for.
+
+    Tokens are encoded in float32 unless it says otherwise.
+    """
+    return job.device, job.encoding().precision if job.task == "tokenize" else job.precision, job.compile
 
 
 class Pipeline:

@@ -34,6 +34,7 @@ def embed(
     offline: o.Offline = False,
     device: o.Device = "auto",
     precision: o.Precision = "auto",
+    compile_: o.Compile = "auto",
     batch_size: o.BatchSize = "auto",
     max_memory: o.MaxMemory = None,
     cluster: o.Cluster = None,
@@ -92,6 +93,7 @@ def embed(
             max_memory=o.size(max_memory),
             device=device,
             precision=precision,
+            compile=compile_,
             overwrite=overwrite,
             resume=resume,
         )

@@ -25,6 +25,7 @@ def generate(
     offline: o.Offline = False,
     device: o.Device = "auto",
     precision: o.Precision = "auto",
+    compile_: o.Compile = "auto",
     batch_size: o.BatchSize = "auto",
     max_memory: o.MaxMemory = None,
     cluster: o.Cluster = None,
@@ -78,6 +79,7 @@ def generate(
             max_memory=o.size(max_memory),
             device=device,
             precision=precision,
+            compile=compile_,
             overwrite=overwrite,
             resume=resume,
         )

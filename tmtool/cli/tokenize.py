@@ -24,6 +24,7 @@ def tokenize(
     offline: o.Offline = False,
     device: o.Device = "auto",
     precision: o.TokenPrecision = "auto",
+    compile_: o.Compile = "auto",
     batch_size: o.BatchSize = "auto",
     max_memory: o.MaxMemory = None,
     cluster: o.Cluster = None,
@@ -64,6 +65,7 @@ def tokenize(
             max_memory=o.size(max_memory),
             device=device,
             precision=precision,
+            compile=compile_,
             overwrite=overwrite,
             resume=resume,
         )
