@@ -53,7 +53,8 @@ def terratorch_scene(options: m.Options, scene: Path) -> Subject:
     from tmtool.device import batch_size, resolve
 
     compute = resolve(options.device)
-    forward, tiled_inference = _models.terratorch_generate(options), _models.terratorch_tiled_inference()
+    tiled_inference = _models.terratorch_tiled_inference()
+    forward = _models.terratorch_generate(options)
     tiling: Any = {"crop": m.CROP, "stride": m.STRIDE, "delta": m.DELTA}
     tiling["batch_size"] = options.batch_size or batch_size(compute)
 
