@@ -144,7 +144,7 @@ def rates(options: m.Options, task: str, ceiling_tflops: float | None = None) ->
             says = f"{m.share(reached / ceiling_tflops)} of it"
             beside = f"{ceiling_tflops:.3g} TFLOP/s, a large matrix product"
             yield m.Row(
-                f"{task}: arithmetic, {name} ({found[0].tflop:.2f} TFLOP a tile)",
+                f"{task}: arithmetic, {name} ({found[0].tflop:.3g} TFLOP a tile)",
                 f"{reached:.3g} TFLOP/s",
                 beside,
                 says,
