@@ -88,6 +88,12 @@ def rows(name: str, part: Part, options: m.Options) -> Iterator[tuple[str, ...]]
     print(f"  {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
 
+def _told(arguments: list[str]) -> str:
+    """Return the arguments as the table's head has them, without where files lie."""
+    paths = [i for i, word in enumerate(arguments) if word in ("--chips", "--scratch")]
+    return shlex.join(word for i, word in enumerate(arguments) if i not in paths and i - 1 not in paths)
+
+
 def main() -> int:
     """Measure, and print."""
     parts, given = parse(sys.argv[1:])
@@ -104,7 +110,7 @@ def main() -> int:
         options = m.Options(folder, given.model, given.device, given.batch_size, scene, repeat, turns, quick)
         head, made_of = m.in_own_process(m.machine, given.device), _scenes.origin()
         found = [row for name in parts for row in rows(name, PARTS[name], options)]
-    command = f"python -m tests.bench {shlex.join(sys.argv[1:])}".strip()
+    command = f"python -m tests.bench {_told(sys.argv[1:])}".strip()
     threads = os.environ.get("OMP_NUM_THREADS")
     print(f"`{f'OMP_NUM_THREADS={threads} ' if threads else ''}{command}`, {datetime.now():%Y-%m-%d}. ")
     print(
