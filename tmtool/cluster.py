@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tmtool import __version__
-from tmtool.device import Compute, batch_size, cores, kind_of
+from tmtool.device import Compute, batch_size, cores, cuda_devices, kind_of
 from tmtool.engine import Block, Watch
 from tmtool.errors import ClusterError, DeviceError, ProductError, TmtoolError, UsageError, WeightsError
 from tmtool.job import Job, Prepared
@@ -112,9 +112,7 @@ def _local_cuda() -> Any:
     """Return a cluster of one process for each GPU of this machine: dask-cuda's where it is installed."""
     if find_spec("dask_cuda"):
         return import_module("dask_cuda").LocalCUDACluster()
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = cuda_devices()
     if not count:
         raise DeviceError("--cluster local-cuda: this machine has no CUDA device that torch can use.")
     shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")

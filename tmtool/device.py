@@ -71,10 +71,17 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
+def cuda_devices() -> int:
+    """Count the CUDA devices that torch can use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def _device(asked: str) -> str:
     import torch
 
-    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    cuda = cuda_devices()
     mps = torch.backends.mps.is_available()
     if asked == "auto":
         return "cuda:0" if cuda else "mps" if mps else "cpu"
