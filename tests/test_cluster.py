@@ -137,7 +137,7 @@ def test_a_worker_is_killed_and_another_comes_late(scene: Path, plain: Path, tmp
         client = subprocess.Popen(command(*args), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
         assert client.stderr is not None
         for line in client.stderr:
-            if "176 tiles" in line:  # the blocks are out
+            if "187 tiles" in line:  # the blocks are out
                 break
         (busy,) = (p for p in psutil.Process(victim.pid).children(recursive=True) if "spawn_main" in str(p.cmdline()))
         while busy.cpu_times().user < 8:  # beyond its imports, somewhere in its block
@@ -329,3 +329,20 @@ def test_facts_that_differ() -> None:
         "b.pt f123456789ab instead of b.pt 0123456789ab",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize(
+    "args", [("reconstruct", "--timesteps", "1"), ("embed", "--pool", "scene"), ("tokenize",)], ids=lambda args: args[0]
+)
+def test_the_other_commands_write_the_same_files(args: tuple[str, ...], tmp_path: Path) -> None:
+    path, values = tmp_path / "tall.tif", smooth(3000, 200, seed=3)
+    values[:, 1000:1100, 50:120] = 0
+    with rasterio.open(path, "w", driver="GTiff", width=200, height=3000, count=12, dtype="uint16", nodata=0) as dst:
+        dst.write(values)
+    made: list[dict[str, bytes]] = []
+    for name, more in (("plain", ()), ("workers", ("--cluster", "local:2"))):
+        done = run(*args, path, "--model", "demo", "-o", tmp_path / name, *more)
+        assert done.returncode == 0, done.stderr
+        made.append({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()})
+    assert made[0] == made[1]
+    assert made[0]

@@ -283,6 +283,7 @@ class ClusterScene:
         self._cluster, self._prepared, self._reporter = cluster, _seen_from_anywhere(prepared), reporter
         self._task = (batch, spec.compute.threads)
         self.watch = Watch()
+        self.row_blocks: Sequence[range] = prepared.plan.row_blocks()
         self.waiting: deque[BlockTask] = deque()
         self.flying: deque[tuple[BlockTask, Any]] = deque()
         self.empty_tiles, self.batch_in_force = 0, batch
@@ -296,7 +297,7 @@ class ClusterScene:
     def begin(self, columns: Sequence[range], part: int, row: int) -> None:
         """Send out blocks from row `row` of part `part` on, when it is their turn."""
         for number in range(part, len(columns)):
-            for rows in self._prepared.plan.row_blocks():
+            for rows in self.row_blocks:
                 rest = range(max(rows.start, row if number == part else 0), rows.stop)
                 if rest:
                     self.waiting.append(

@@ -114,6 +114,7 @@ class Pipeline:
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.watch = Watch()
+        self.row_blocks: Sequence[range] = [range(prepared.grid.shape[0])]
         self._of = models
         self._engines: list[Engine] = []
         self._models: list[list[Lazy]] = []

@@ -179,6 +179,8 @@ class SceneBlocks(Protocol):
     """Whatever computes the rows of a scene: this process (`Pipeline`), or others."""
 
     watch: Watch
+    row_blocks: Sequence[range]
+    """Source rows that are computed apart."""
 
     def begin(self, columns: Sequence[range], part: int, row: int) -> None:
         """Learn what will be asked for: these parts of the columns, beginning with number `part` at source row `row`."""
@@ -246,7 +248,7 @@ class Running:
         """
         prepared, writing, columns = self._prepared, self._writing, self._writing.columns
         self._start = time.monotonic()
-        self._reporter.begin(self._name, prepared.tiles(columns))
+        self._reporter.begin(self._name, prepared.tiles(columns, self._scene.row_blocks))
         try:
             set_block_cache(list(prepared.sources.values()), prepared.plan.size, prepared.width(len(columns)))
             first, row = self._at
