@@ -4,7 +4,7 @@ Tiles start at `-delta + i*stride`; `delta` px of each side are discarded. A ras
 without delta, its longer side rounded up to a patch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmtool.errors import UsageError
-from tmtool.grid import PATCH, Grid, OutputSpec, Placement, Tile, Window
+from tmtool.grid import PATCH, Grid, OutputSpec, Placement, Tile, Window, reflect
 
 REPEATED = 0.07
 """Share of a scene's tiles that may be computed twice so that its blocks can be computed apart."""
@@ -173,6 +173,18 @@ class TilePlan:
         """Return the tile columns that contribute to these product columns."""
         return self._touching(cols, spec, 1)
 
+    def seen(self, rows: range, specs: Sequence[OutputSpec], scale: int = 1) -> range:
+        """Return the rows of an input, in px of `scale` source px, that the tiles of these source rows see.
+
+        What is reflected beyond the raster's border is in it.
+        """
+        tiles = hull([self.tile_rows(self.product_rows(rows, spec), spec) for spec in specs])
+        if not tiles:
+            return range(0)
+        start, stop = self.origin(tiles.start) // scale, (self.origin(tiles.stop - 1) + self.size) // scale
+        index = reflect(start, stop, -(-self.shape[0] // scale))
+        return range(int(index.min()), int(index.max()) + 1)
+
     def _touching(self, span: range, spec: OutputSpec, axis: int) -> range:
         length, count = self.shape[axis], self.counts[axis]
         hit = [i for i in range(count) if (k := self.kept(i, length, spec))[0] < span.stop and k[1] > span.start]
@@ -207,6 +219,12 @@ class TilePlan:
         nearest_before = (centre <= border) | (i == count - 1)  # on a tie the earlier tile owns the px
         nearest_after = (centre > border - 2 * self.tiling.stride) | (i == 0)
         return nearest_before & nearest_after
+
+
+def hull(spans: Sequence[range]) -> range:
+    """Return the range that holds all of these that are not empty."""
+    some = [span for span in spans if span]
+    return range(min(s.start for s in some), max(s.stop for s in some)) if some else range(0)
 
 
 def blend_window(crop: int, stride: int, delta: int) -> NDArray[np.float64]:
