@@ -65,8 +65,8 @@ def test_log_file(tmtool: Any, tmp_path: Path, make_raster: Any, identity: str) 
 
 
 LAYERS = [
-    {"cli"},
-    {"run"},
+    {"cli", "api"},
+    {"run", "datasets"},
     {"writing", "pipeline"},
     {"provenance"},
     {"job", "engine"},
