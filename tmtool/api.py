@@ -27,7 +27,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import xarray as xr
 
@@ -42,6 +42,11 @@ from tmtool.provenance import notice_of
 from tmtool.tasks import TASKS
 
 _log = logging.getLogger("tmtool")
+
+Merge = Literal["mean", "max", "concat", "dict"]
+Normalize = Literal["none", "l2"]
+Pool = Literal["patch", "tile", "scene"]
+Dtype = Literal["float32", "float16"]
 
 Raster = str | os.PathLike[str] | xr.DataArray
 """A path or an array."""
@@ -189,13 +194,13 @@ def embed(
     modality: str | None = None,
     s2_offset: float | None = None,
     layer: int | Sequence[int] = -1,
-    merge: Literal["mean", "max", "concat", "dict"] = "mean",
+    merge: Merge = "mean",
     bands: Mapping[str, Sequence[str]] | None = None,
     tim: str | Sequence[str] = (),
     coords: bool = False,
-    normalize: Literal["none", "l2"] = "none",
-    pool: Literal["patch", "tile", "scene"] = "patch",
-    dtype: Literal["float32", "float16"] = "float32",
+    normalize: Normalize = "none",
+    pool: Pool = "patch",
+    dtype: Dtype = "float32",
     model: str = "base",
     checkpoint: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
@@ -221,15 +226,22 @@ def embed(
 
     Example: `tmtool.embed("Santiago.tif", normalize="l2")["embed"].sel(band="0000")`
     """
-    if dtype not in ("float32", "float16"):
-        raise UsageError(f"dtype {dtype!r}: float32 or float16; codes of int8 are what the command writes.")
+    chosen = (
+        ("merge", merge, Merge),
+        ("normalize", normalize, Normalize),
+        ("pool", pool, Pool),
+        ("dtype", dtype, Dtype),
+    )
+    for option, value, choices in chosen:
+        if value not in get_args(choices):
+            raise UsageError(f"--{option} {value}: choose from {', '.join(get_args(choices))}.")
     job = Job(
         task="embed",
         outputs=_outputs(tim),
         model=model,
         weights=_text(weights),
         offline=offline,
-        bands={find(name).name: find(name).subset(chosen).bands for name, chosen in (bands or {}).items()},
+        bands={find(name).name: find(name).subset(names).bands for name, names in (bands or {}).items()},
         checkpoint=Path(checkpoint) if checkpoint is not None else None,
         s2_offset=s2_offset,
         tiling=Tiling(crop, stride, delta),

@@ -82,21 +82,23 @@ def lazy(making: Making, least: int) -> dict[str, Any]:
 
     prepared, plan = making.prepared, making.prepared.plan
     name = f"{making.job.task}-{uuid.uuid4().hex}"
-    rows = plan.row_blocks(least)
+    rows = plan.even_blocks(least)
     # the arrays that a scene holds are fields of dataclasses, where dask looks for them: their rows are computed before
     tasks = [dask.delayed(_block)(making.task(r), dask_key_name=f"{name}-{i}") for i, r in enumerate(rows)]
     made: dict[str, Any] = {}
     for product in prepared.products:
         spec, layout = product.spec, product.layout
-        height, width = plan.product_shape(spec) if not _is_mean(product) else (1, 1)
+        width, heights = (
+            plan.product_grid(prepared.grid, spec).shape[1],
+            [len(plan.product_rows(r, spec)) for r in rows],
+        )
         each = [task[spec.name] for task in tasks]
         if _is_mean(product):
-            each, heights = [dask.delayed(_mean)(product, each)], [height]
-        else:
-            heights = [len(plan.product_rows(r, spec)) for r in rows]
+            each, heights = [dask.delayed(_mean)(product, each)], [1]
         chunks = [
-            dask.array.from_delayed(value, (len(layout.bands), h, width), layout.dtype)
-            for value, h in zip(each, heights, strict=True)
+            dask.array.from_delayed(value, (len(layout.bands), height, width), layout.dtype)
+            for value, height in zip(each, heights, strict=True)
+            if height
         ]
         made[spec.name] = dask.array.concatenate(chunks, axis=1)
     return made

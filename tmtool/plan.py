@@ -151,6 +151,20 @@ class TilePlan:
         """
         return self._cut(0, max(least, 1 + int(REPEATED * self.counts[0])))
 
+    def even_blocks(self, least: int = 1) -> list[range]:
+        """Cut the scene into blocks of source rows as `row_blocks` does, all of one height but for a lower last one.
+
+        Which is what chunks of a Zarr store have to be. There are at least `least` if there are tile rows for it.
+        """
+        height, count = self.shape[0], self.counts[0]
+        usual = 1 + int(REPEATED * count)
+        sides = [k * self.step for k in range(1, count + 1)]
+        if least <= usual:
+            side = next((n for n in sides if -(-height // n) <= usual), height)
+        else:
+            side = next((n for n in reversed(sides) if -(-height // n) >= least), self.step)
+        return [range(row, min(row + side, height)) for row in range(0, height, side)]
+
     def _cut(self, axis: int, parts: int) -> list[range]:
         count = self.counts[axis]
         parts = min(parts, count)
