@@ -33,10 +33,10 @@ docs/embed.png: .venv/installed
 	.venv/bin/tmtool embed samples/demo_scene.tif --model demo --layer 1,-1 --output-dir out --overwrite
 	$(PY) samples/render_demo.py out $@
 
+# what of them, and how: make bench BENCH="--only a,b --model base"
+BENCH ?= --quick --model demo
 bench: .venv/installed
-	$(PY) -m tests.bench.overhead
-	$(PY) -m tests.bench.memory
-	$(PY) -m tests.bench.generate
+	$(PY) -m tests.bench $(BENCH)
 
 clean:
 	rm -rf .venv out build *.egg-info

@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from terratorch.models.backbones.terramind.model import terramind_register as register
-from terratorch.models.backbones.terramind.tokenizer.models import vit_models
-from terratorch.models.backbones.terramind.tokenizer.models.unet import unet
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from tmtool.modality import INPUTS, MODALITIES, OUTPUTS
 from tmtool.models import MODELS
+from tmtool.models.architecture import terramind_register as register
+from tmtool.models.architecture import unet, vit_models
 from tmtool.models.weights import coords_file, core_file, tokenizer_file
 
 CORE = {

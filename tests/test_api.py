@@ -276,7 +276,7 @@ def test_keywords_are_the_commands_options(task: str) -> None:
 
     command = inspect.signature(getattr(import_module(f"tmtool.cli.{task}"), task)).parameters
     function = inspect.signature(getattr(api, task)).parameters
-    options = {name: p.default for name, p in command.items() if name not in FILES_ONLY}
+    options = {name.rstrip("_"): p.default for name, p in command.items() if name not in FILES_ONLY}
     written = {"batch_size": "auto", "layer": "-1", "tim": ""}  # how a command line says None, -1 and nothing
     own = {"raster", "modality", "blocks"}
     assert set(options) == set(function) - own
@@ -454,6 +454,16 @@ def test_a_constant_product_is_an_error(make_raster: Any, identity: str) -> None
     FAILURES["value"] = np.nan
     with pytest.raises(ProductError, match="non-finite"):
         package.generate(path, "DEM", model=identity).compute()
+
+
+def test_paths_mean_the_same_in_another_folder(
+    make_raster: Any, identity: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = make_raster(dn(), "here/scene.tif", nodata=0)
+    monkeypatch.chdir(path.parent)
+    found = package.generate("scene.tif", "LULC", model=identity)
+    monkeypatch.chdir(tmp_path)
+    assert found.LULC.compute().any()
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -66,6 +66,7 @@ def test_log_file(tmtool: Any, tmp_path: Path, make_raster: Any, identity: str) 
 
 LAYERS = [
     {"cli", "api"},
+    {"cluster"},
     {"run", "datasets"},
     {"writing", "pipeline"},
     {"provenance"},

@@ -495,3 +495,14 @@ def test_real_chip_with_the_real_architecture(examples: Path, out: Path) -> None
         with rasterio.open(path) as src:
             assert (src.crs, src.transform, src.shape) == grid
     assert "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize("shape", [(600, 512), (2100, 2048), (1300, 1024), (3000, 256), (1025, 1023)])
+def test_no_width_is_taken_for_untiled(
+    tmtool: Any, make_raster: Any, identity: str, out: Path, shape: tuple[int, int]
+) -> None:
+    path = make_raster(s2(*shape))
+    result = tmtool("generate", path, "--out", "LULC,S1GRD", "--model", identity, "-o", out)
+    assert result.exit_code == 0, result.stderr
+    for line in result.stdout.split():
+        assert cog_validate(line, strict=True, quiet=True) == (True, [], [])

@@ -5,12 +5,13 @@ import torch
 from terratorch.models.backbones.terramind.model import generate
 from terratorch.models.backbones.terramind.tokenizer.scheduling import DDIMScheduler
 
+from tmtool import noise
 from tmtool.errors import UsageError
 from tmtool.models import Sampling
-from tmtool.models.sampling import ddim, draw_tokens, linear_schedule
+from tmtool.models.sampling import _descending, ddim, draw_tokens, linear_schedule
 
 
-def no_noise(cells: slice, codes: torch.Tensor) -> torch.Tensor:
+def no_noise(cells: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     return torch.zeros(codes.shape, dtype=torch.float64)
 
 
@@ -27,7 +28,7 @@ def test_surviving_codes_are_terratorchs(top_p: float, top_k: int) -> None:
     seen = torch.zeros_like(theirs)
     generator = torch.Generator().manual_seed(2)
 
-    def lively(cells: slice, codes: torch.Tensor) -> torch.Tensor:
+    def lively(cells: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         return torch.rand(codes.shape, generator=generator, dtype=torch.float64) * 1e6
 
     for _ in range(2500):
@@ -49,12 +50,59 @@ def test_noise_is_asked_for_surviving_codes_only() -> None:
     logits = torch.zeros(4, 1000)
     logits[:, 7] = 20
 
-    def note(cells: slice, codes: torch.Tensor) -> torch.Tensor:
+    def note(cells: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         asked.append(codes)
         return torch.zeros(codes.shape, dtype=torch.float64)
 
     assert draw_tokens(logits, Sampling(), note).tolist() == [7] * 4
     assert asked[0].shape == (4, 1)
+
+
+def lively_logits(cells: int, vocabulary: int) -> torch.Tensor:
+    """Logits with ties, of which some cells' are nearly flat and some cells' have one peak."""
+    logits = torch.randn(cells, vocabulary, generator=torch.Generator().manual_seed(4))
+    return (logits * torch.linspace(0.1, 9, cells)[:, None]).bfloat16().float()
+
+
+def test_noise_is_made_for_few_codes_that_do_not_survive() -> None:
+    logits = lively_logits(100, 3000)
+    asked = []
+
+    def note(cells: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        asked.append(codes.numel())
+        return torch.zeros(codes.shape, dtype=torch.float64)
+
+    draw_tokens(logits, Sampling(), note)
+    likeliest = torch.softmax(logits, dim=-1).sort(descending=True).values
+    surviving = int((likeliest.cumsum(dim=-1).roll(1, dims=-1)[:, 1:] <= 0.8).sum()) + len(logits)
+    assert surviving <= sum(asked) <= 2 * surviving + len(logits)
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(top_k=50), Sampling(top_p=0), Sampling(top_p=0.95, temperature=0.5)]
+)
+def test_a_cell_draws_the_same_alone_and_among_others(sampling: Sampling) -> None:
+    logits = lively_logits(70, 3000)
+    rows = torch.arange(70)[:, None]
+
+    def draw(which: torch.Tensor) -> torch.Tensor:
+        def gumbel(cells: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+            return noise.gumbel((1, 2), rows[which][cells], rows[which][cells], codes, 3000)
+
+        return draw_tokens(logits[which], sampling, gumbel)
+
+    together = draw(torch.arange(70))
+    assert torch.equal(together, torch.cat([draw(torch.tensor([i])) for i in range(70)]))
+    assert torch.equal(together.flip(0), draw(torch.arange(70).flip(0)))
+
+
+def test_sorting_is_torchs_stable_one() -> None:
+    logits = lively_logits(20, 1000)
+    logits[:, ::7], logits[:, 3::11], logits[:, 5::13] = 0.0, -0.0, -torch.inf
+    values, codes = _descending(logits)
+    expected = torch.sort(logits, dim=-1, descending=True, stable=True)
+    assert torch.equal(values, expected.values)
+    assert torch.equal(codes, expected.indices)
 
 
 @pytest.mark.parametrize("timesteps", [1, 4, 10, 300])

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from terratorch.models.backbones.terramind.model import terramind_register as register
 from terratorch.tasks.tiled_inference import get_input_chips, tiled_inference
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import narrow
 from tmtool import models, noise
@@ -17,6 +17,7 @@ from tmtool.engine import Engine
 from tmtool.grid import OutputSpec, TileBatch
 from tmtool.modality import MODALITIES, OUTPUTS
 from tmtool.models import ModelSpec, Sampling
+from tmtool.models.architecture import terramind_register as register
 from tmtool.models.generator import Generator
 from tmtool.models.weights import core_file, tokenizer_file
 from tmtool.plan import TilePlan, Tiling
@@ -172,6 +173,45 @@ def test_batch_place_changes_nothing_and_batch_size_little(narrow_terramind: Pat
     assert close >= 0.999
     same = np.mean([a["LULC"][0].argmax(0) == f.argmax(0) for a, f in zip(alone, forward["LULC"], strict=True)])
     assert same >= 0.999
+
+
+@pytest.mark.parametrize("most", [1, 2, 64])
+def test_decoders_take_parts_of_a_batch(narrow_terramind: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    outputs = ["S1GRD", "LULC"]
+    tiles = np.stack([plausible("S2L2A", 224, 224, seed) for seed in range(3)])
+    batch = batch_of({"S2L2A": tiles}, [(0, 0), (192, 0), (0, 192)])
+    model = adapter(spec_of(narrow_terramind, ["S2L2A"], outputs))
+    whole = model(batch)
+    monkeypatch.setattr(model, "decoder_batch", most)
+    seen = []
+    model.tokenizers["S1GRD"].decoder.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    parts = model(batch)
+    assert set(seen) == {min(most, 3)}  # one shape, also where the batch is no multiple of it
+    assert len(seen) == GREEDY.timesteps * -(-3 // min(most, 3))
+    for name in outputs:
+        scale = std_of(name) if not MODALITIES[name].classes else 1.0
+        np.testing.assert_allclose(parts[name] / scale, whole[name] / scale, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("inputs", [["S2L2A"], ["NDVI", "DEM"]])
+def test_nothing_in_a_tile_waits_for_the_device_but_the_count_of_codes(
+    narrow_terramind: Path, inputs: list[str]
+) -> None:
+    """Told on the CPU by what is dispatched: numbers taken from tensors, and tensors made of arrays or numbers."""
+    seen: list[str] = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    model = adapter(spec_of(narrow_terramind, inputs, ["S1GRD", "LULC"], sampling=Sampling(timesteps=3)))
+    batch = batch_of({m: plausible(m, 224, 224)[None] for m in inputs}, [(0, 0)])
+    with Watching():
+        model(batch)
+    assert len(seen) > 500
+    assert not [name for name in seen if "local_scalar" in name or "nonzero" in name or "masked_select" in name]
+    assert sum("lift_fresh" in name for name in seen) == len(inputs) + 2  # the pixels, the tiles' rows and columns
 
 
 def test_blocks_and_runs_give_the_same_bits(narrow_terramind: Path) -> None:

@@ -35,7 +35,7 @@ from tmtool.datasets import computed, dataset, lazy, making_of
 from tmtool.errors import UsageError
 from tmtool.job import Job, Prepared, Scene, look_at, prepared_of
 from tmtool.modality import Modality, find
-from tmtool.models import Embedding, Sampling
+from tmtool.models import RANDOM, Embedding, Sampling
 from tmtool.plan import Tiling
 from tmtool.products import Vectors
 from tmtool.provenance import notice_of
@@ -63,6 +63,7 @@ def generate(
     offline: bool = False,
     device: str = "auto",
     precision: str = "auto",
+    compile: str = "auto",
     batch_size: int | None = None,
     seed: int = 0,
     top_p: float = 0.8,
@@ -93,7 +94,7 @@ def generate(
         task="generate",
         outputs=_outputs(out),
         model=model,
-        weights=_text(weights),
+        weights=_folder(weights),
         offline=offline,
         s2_offset=s2_offset,
         tiling=Tiling(crop, stride, delta),
@@ -102,6 +103,7 @@ def generate(
         batch_size=batch_size,
         device=device,
         precision=precision,
+        compile=compile,
     )
     return _run(job, raster, modality, blocks)
 
@@ -116,6 +118,7 @@ def tokenize(
     offline: bool = False,
     device: str = "auto",
     precision: str = "auto",
+    compile: str = "auto",
     batch_size: int | None = None,
     crop: int = 256,
     stride: int = 192,
@@ -134,13 +137,14 @@ def tokenize(
     job = Job(
         task="tokenize",
         model=model,
-        weights=_text(weights),
+        weights=_folder(weights),
         offline=offline,
         s2_offset=s2_offset,
         tiling=Tiling(crop, stride, delta),
         batch_size=batch_size,
         device=device,
         precision=precision,
+        compile=compile,
     )
     return _run(job, raster, modality, blocks)
 
@@ -155,6 +159,7 @@ def reconstruct(
     offline: bool = False,
     device: str = "auto",
     precision: str = "auto",
+    compile: str = "auto",
     batch_size: int | None = None,
     seed: int = 0,
     timesteps: int = 10,
@@ -175,7 +180,7 @@ def reconstruct(
     job = Job(
         task="reconstruct",
         model=model,
-        weights=_text(weights),
+        weights=_folder(weights),
         offline=offline,
         s2_offset=s2_offset,
         tiling=Tiling(crop, stride, delta),
@@ -184,6 +189,7 @@ def reconstruct(
         batch_size=batch_size,
         device=device,
         precision=precision,
+        compile=compile,
     )
     return _run(job, raster, modality, blocks)
 
@@ -207,6 +213,7 @@ def embed(
     offline: bool = False,
     device: str = "auto",
     precision: str = "auto",
+    compile: str = "auto",
     batch_size: int | None = None,
     seed: int = 0,
     top_p: float = 0.8,
@@ -239,10 +246,10 @@ def embed(
         task="embed",
         outputs=_outputs(tim),
         model=model,
-        weights=_text(weights),
+        weights=_folder(weights),
         offline=offline,
         bands={find(name).name: find(name).subset(names).bands for name, names in (bands or {}).items()},
-        checkpoint=Path(checkpoint) if checkpoint is not None else None,
+        checkpoint=Path(checkpoint).absolute() if checkpoint is not None else None,
         s2_offset=s2_offset,
         tiling=Tiling(crop, stride, delta),
         sampling=Sampling(top_p, top_k, temperature),
@@ -252,6 +259,7 @@ def embed(
         batch_size=batch_size,
         device=device,
         precision=precision,
+        compile=compile,
     )
     return _run(job, raster, modality, blocks)
 
@@ -262,8 +270,9 @@ def _outputs(names: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(find(name, output=True).name for name in listed)
 
 
-def _text(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.fspath(path)
+def _folder(weights: str | os.PathLike[str] | None) -> str | None:
+    """Return where weights lie, from wherever a block is computed."""
+    return weights if weights in (None, RANDOM) else os.path.abspath(weights)
 
 
 def _run(job: Job, raster: Any, modality: str | None, blocks: int | None) -> xr.Dataset:
@@ -281,7 +290,7 @@ def _run(job: Job, raster: Any, modality: str | None, blocks: int | None) -> xr.
 
 
 def _inputs(job: Job, raster: Any, modality: str | None) -> list[tuple[Modality | None, Any]]:
-    """Return the rasters with what they are taken for; paths are text from here on."""
+    """Return the rasters with what they are taken for. Files are named from wherever a block is computed."""
     if isinstance(raster, Mapping) and not isinstance(raster, xr.Dataset):
         if modality is not None or not raster:
             raise UsageError("A dict of rasters names the modality of each: give at least one, and no other modality.")
@@ -290,9 +299,13 @@ def _inputs(job: Job, raster: Any, modality: str | None) -> list[tuple[Modality 
         only = next(iter(job.bands)) if len(job.bands) == 1 else None
         pairs = [(modality or only, raster)]
     return [
-        (None if name is None else _used(job, name), os.fspath(one) if isinstance(one, os.PathLike) else one)
+        (None if name is None else _used(job, name), _path(one) if isinstance(one, (str, os.PathLike)) else one)
         for name, one in pairs
     ]
+
+
+def _path(path: str | os.PathLike[str]) -> str:
+    return os.path.abspath(path) if os.path.exists(path) else os.fspath(path)  # GDAL opens more than files
 
 
 def _used(job: Job, name: str) -> Modality:

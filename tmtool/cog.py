@@ -25,7 +25,7 @@ def convert(work: Work, path: Path) -> None:
     with rasterio.open(source, "r+") as dst:
         _describe(dst, work)
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES"):
-        rasterio.shutil.copy(source, path, driver="COG", **_creation_options(work.layout))
+        rasterio.shutil.copy(source, path, driver="COG", **_creation_options(work.layout, work.grid.shape))
     if source != work.path:
         source.unlink()
     _validate(path, work.grid)
@@ -75,12 +75,25 @@ def _describe(dst: Any, work: Work) -> None:
         dst.update_tags(1, **{f"CLASS_{i}": name for i, (name, _) in enumerate(layout.classes)})
 
 
-def _creation_options(layout: Layout) -> dict[str, str]:
+def _block_side(layout: Layout, shape: tuple[int, int]) -> int:
+    """Return the side of the file's blocks: 512 px, or what stays under 16 MB.
+
+    A few px less where the raster or an overview would be just one block wide: rio-cogeo takes it for untiled then.
+    """
     side = _BLOCK
     while side > 64 and side * side * layout.pixel_bytes > 16 << 20:
         side //= 2
+    height, width = shape
+    while max(height, width) > 512:
+        if width == side:
+            return side - 16
+        height, width = -(-height // 2), -(-width // 2)
+    return side
+
+
+def _creation_options(layout: Layout, shape: tuple[int, int]) -> dict[str, str]:
     options = {
-        "BLOCKSIZE": str(side),
+        "BLOCKSIZE": str(_block_side(layout, shape)),
         "COMPRESS": "ZSTD",
         "PREDICTOR": "NO" if layout.classes or layout.ids else "YES",
         "BIGTIFF": "IF_SAFER",

@@ -38,7 +38,8 @@ class Making:
 
     def task(self, rows: range) -> BlockTask:
         """Return the block of these source rows."""
-        return BlockTask(self.job, part(self.job, self.prepared, rows), rows, self.batch, self.threads)
+        cols = range(self.prepared.grid.shape[1])
+        return BlockTask(self.job, part(self.job, self.prepared, rows), rows, cols, self.batch, self.threads)
 
 
 def making_of(job: Job, prepared: Prepared) -> Making:

@@ -46,6 +46,10 @@ class DeviceError(TmtoolError):
     exit_code = EXIT_NOTHING_TO_DO
 
 
+class ClusterError(TmtoolError):
+    """A cluster that was lost while it worked. What is done of its scenes is left for a later run to go on with."""
+
+
 class OutOfMemory(TmtoolError):
     """Memory, of the device or of the host, that does not hold even one tile a batch."""
 

@@ -51,6 +51,7 @@ class Job:
     batch_size: int | None = None
     device: str = "auto"
     precision: str = "auto"
+    compile: str = "auto"
     overwrite: bool = False
     resume: bool = True
     max_memory: int | None = None
@@ -160,10 +161,11 @@ class Prepared:
         """Upper bound of the disk needed while the scene runs."""
         return sum(disk_bytes(self.plan.product_grid(self.grid, p.spec), [p.layout]) for p in self.products)
 
-    def tiles(self, columns: Sequence[range]) -> int:
+    def tiles(self, columns: Sequence[range], rows: Sequence[range]) -> int:
         """Count the tiles that the model sees if the scene is made in these parts: some twice where parts meet."""
         plan, spec = self.plan, self.products[0].spec
-        return plan.counts[0] * sum(len(plan.tile_cols(plan.product_cols(cols, spec), spec)) for cols in columns)
+        across = sum(len(plan.tile_cols(plan.product_cols(span, spec), spec)) for span in columns)
+        return across * sum(len(plan.tile_rows(plan.product_rows(span, spec), spec)) for span in rows)
 
     def width(self, parts: int) -> int:
         """Source columns that are read at a time where the scene is made in so many parts."""

@@ -4,7 +4,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,7 +35,7 @@ class Models:
     `computes` says where models run by what the job asks for, where that is known from elsewhere than this machine.
     """
 
-    def __init__(self, job: Job, computes: Mapping[tuple[str, str], Compute] | None = None) -> None:
+    def __init__(self, job: Job, computes: Mapping[tuple[str, str, str], Compute] | None = None) -> None:
         self.job = job
         self._computes = dict(computes or {})
         self._built: dict[tuple[str, str], tuple[ModelSpec, BackOff]] = {}
@@ -45,13 +45,14 @@ class Models:
 
     def spec(self, inputs: tuple[str, ...]) -> ModelSpec:
         """Return the model of scenes with these inputs. Raises `WeightsError` and `DeviceError`."""
-        return self._spec(self.job, inputs)
+        return self.spec_of(self.job, inputs)
 
     def encoding_spec(self, inputs: tuple[str, ...]) -> ModelSpec:
         """Return what makes the tokens that are decoded."""
-        return self._spec(self.job.encoding(), inputs)
+        return self.spec_of(self.job.encoding(), inputs)
 
-    def _spec(self, job: Job, inputs: tuple[str, ...]) -> ModelSpec:
+    def spec_of(self, job: Job, inputs: tuple[str, ...]) -> ModelSpec:
+        """Return the model of scenes with these inputs for this job, or the one that makes its tokens."""
         asked = compute_asked(job)
         if asked not in self._computes:
             self._computes[asked] = resolve(*asked)  # imports torch, once a process
@@ -93,9 +94,12 @@ class Models:
         return self._most
 
 
-def compute_asked(job: Job) -> tuple[str, str]:
-    """Return the device and the precision that a job asks for; tokens are encoded in float32 unless it says otherwise."""
-    return job.device, job.encoding().precision if job.task == "tokenize" else job.precision
+def compute_asked(job: Job) -> tuple[str, str, str]:
+    """Return the device, the precision and the compiling that a job asks for.
+
+    Tokens are encoded in float32 unless it says otherwise.
+    """
+    return job.device, job.encoding().precision if job.task == "tokenize" else job.precision, job.compile
 
 
 class Pipeline:
@@ -111,6 +115,7 @@ class Pipeline:
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.watch = Watch()
+        self.row_blocks: Sequence[range] = [range(prepared.grid.shape[0])]
         self._of = models
         self._engines: list[Engine] = []
         self._models: list[list[Lazy]] = []
@@ -130,7 +135,7 @@ class Pipeline:
         centre = centres(prepared.grid) if spec.embedding.coords else None
         self._engine(spec, plan, [p.spec for p in prepared.products], feeds, batch, advance, centre)
 
-    def begin(self, row: int) -> None:
+    def begin(self, columns: Sequence[range], part: int, row: int) -> None:
         """Do nothing: rows are computed when they are asked for."""
 
     def blocks(self, rows: range, cols: range) -> Generator[Block, None, None]:
@@ -183,6 +188,11 @@ class Pipeline:
         return self._of.in_force()
 
     @property
+    def place(self) -> str:
+        """Nothing: there is no more to say of where a scene stands in the run."""
+        return ""
+
+    @property
     def build_seconds(self) -> float:
         """Time that building models took."""
         return sum(max(model.build_seconds for model in copies) for copies in self._models)
@@ -203,11 +213,12 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class BlockTask:
-    """Some rows of a scene, to be computed by any process: `rows` are source rows, `batch` and `threads` decide rounding."""
+    """Some source rows and columns of a scene, to be computed by any process; `batch` and `threads` decide rounding."""
 
     job: Job
     prepared: Prepared
     rows: range
+    cols: range
     batch: int
     threads: int = 0
 
@@ -278,11 +289,11 @@ def _compute(task: BlockTask, models: Models) -> Computed:
 
     spec = models.spec(tuple(prepared.sources))
     spec = replace(spec, compute=replace(spec.compute, threads=task.threads))
-    set_block_cache(list(prepared.sources.values()), prepared.plan.size)
+    set_block_cache(list(prepared.sources.values()), prepared.plan.size, len(task.cols) + 2 * prepared.plan.size)
     products = {p.spec.name: p for p in prepared.products}
     with ExitStack() as stack:
         pipeline = Pipeline(models, prepared, spec, task.batch, stack, advance)
-        rows = stack.enter_context(closing(pipeline.blocks(task.rows, range(prepared.grid.shape[1]))))
+        rows = stack.enter_context(closing(pipeline.blocks(task.rows, task.cols)))
         blocks = tuple(finished(block, products) for block in rows)
     batch = min(task.batch, pipeline.batch_in_force)
     return Computed(blocks, pipeline.watch.varies, tiles, pipeline.empty_tiles, pipeline.model_seconds, batch)

@@ -41,6 +41,8 @@ def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -
         "device": spec.compute.device.partition(":")[0],
         "threads": spec.compute.threads,
     }
+    if spec.compute.compiled:
+        said["compiled"] = True
     if job.task == "tokenize":
         height, width = prepared.grid.shape
         said["source"] = {"height": height, "width": width}

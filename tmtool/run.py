@@ -53,22 +53,23 @@ class SceneResult:
 
 
 class Runner:
-    """Runs the prepared scenes of one job; a model is built once for each kind of input.
+    """Runs the prepared scenes of one job; a model is built once for each kind of input."""
 
-    `AHEAD` scenes may be begun before the first of them is run.
-    """
-
-    AHEAD = 1
-
-    def __init__(self, job: Job, reporter: Reporter | None = None) -> None:
-        self.job, self.reporter = job, reporter or SilentReporter()
-        self.models = Models(job)
+    def __init__(self, job: Job, reporter: Reporter | None = None, models: Models | None = None) -> None:
+        self.job, self.reporter, self.models = job, reporter or SilentReporter(), models or Models(job)
         self._least_said = sys.maxsize  # tiles a batch that the host has room for, as the log has been told
 
     def expect(self, prepared: Sequence[Prepared]) -> None:
-        """Be told of all scenes to come: find their weights, so that a missing file is known before anything is loaded."""
+        """Be told of all scenes: find their weights, so that a missing file is known before anything is loaded."""
         for inputs in dict.fromkeys(tuple(p.sources) for p in prepared):
             self.models.files(self.job.spec(inputs))
+
+    def announce(self, due: Sequence[Prepared]) -> None:
+        """Be told of the scenes that will be run, before the first of them is."""
+
+    def has_room(self, begun: int) -> bool:
+        """Return whether another scene should be begun beside those that wait for their tiles to be run."""
+        return not begun
 
     def status(self, prepared: Prepared) -> Status:
         """Say whether a scene's products exist as this job would make them. Loads no model.
@@ -103,12 +104,12 @@ class Runner:
             scene = self._pipeline(prepared, spec, batch, stack)
             writing = stack.enter_context(Writing(prepared, said, scene.watch, prepared.plan.columns(parts)))
             at = writing.begin(self.job.resume)
-            scene.begin(at[1])
+            scene.begin(writing.columns, *at)
         except BaseException as error:
             stack.__exit__(type(error), error, error.__traceback__)
             raise
         name = f"{prepared.scene.stem} ({place})" if place else prepared.scene.stem
-        return Running(self.reporter, name, prepared, scene, writing, check, at, stack)
+        return Running(self.reporter, f"{name}{scene.place}", prepared, scene, writing, check, at, stack)
 
     def _pipeline(self, prepared: Prepared, spec: ModelSpec, batch: int, stack: ExitStack) -> "SceneBlocks":
         return Pipeline(self.models, prepared, spec, batch, stack, self.reporter.advance)
@@ -140,7 +141,8 @@ class Runner:
         narrowest = prepared.plan.counts[1]
         while True:
             try:
-                fits = fit(limit, prepared.memory_bytes(parts), model_bytes, tile_bytes, batch)
+                streaming = prepared.memory_bytes(parts) + self._held_bytes(prepared, parts)
+                fits = fit(limit, streaming, model_bytes, tile_bytes, batch)
                 break
             except OutOfMemory:
                 if parts >= narrowest:
@@ -156,25 +158,34 @@ class Runner:
         return fits, parts
 
     def _limit(self) -> tuple[int, str]:
+        """Return the memory that a process that computes may hold, and what says so."""
         return limit_bytes(self.job.max_memory)
 
-    def _said(self, prepared: Prepared, spec: ModelSpec) -> dict[str, Any]:
-        return provenance_of(self.job, prepared, spec, self._weights(spec))
+    def _held_bytes(self, prepared: Prepared, parts: int) -> int:
+        """Return the memory for finished rows that cannot be let go of at once."""
+        return 0
 
-    def _weights(self, spec: ModelSpec) -> Any:
-        return self.models.weights(spec)
+    def _said(self, prepared: Prepared, spec: ModelSpec) -> dict[str, Any]:
+        return provenance_of(self.job, prepared, spec, self.models.weights(spec))
 
 
 class SceneBlocks(Protocol):
     """Whatever computes the rows of a scene: this process (`Pipeline`), or others."""
 
     watch: Watch
+    row_blocks: Sequence[range]
+    """Source rows that are computed apart."""
 
-    def begin(self, row: int) -> None:
-        """Learn that rows from source row `row` on will be asked for."""
+    def begin(self, columns: Sequence[range], part: int, row: int) -> None:
+        """Learn what will be asked for: these parts of the columns, beginning with number `part` at source row `row`."""
 
     def blocks(self, rows: range, cols: range) -> Generator[Block, None, None]:
         """Yield the finished rows of these source rows and columns."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """What else is to be said of where the scene stands in the run."""
         ...
 
     @property
@@ -231,7 +242,7 @@ class Running:
         """
         prepared, writing, columns = self._prepared, self._writing, self._writing.columns
         self._start = time.monotonic()
-        self._reporter.begin(self._name, prepared.tiles(columns))
+        self._reporter.begin(self._name, prepared.tiles(columns, self._scene.row_blocks))
         try:
             set_block_cache(list(prepared.sources.values()), prepared.plan.size, prepared.width(len(columns)))
             first, row = self._at

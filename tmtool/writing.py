@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmtool.engine import Block, Watch, finished
-from tmtool.errors import ProductError
+from tmtool.errors import ClusterError, ProductError
 from tmtool.grid import BoolArray, Strip, Window
 from tmtool.job import STRIPS_AHEAD, Prepared, target
 from tmtool.journal import Journal, Record, journal_path, read
@@ -48,7 +48,7 @@ class Writing:
     """Writes all products of a scene on a thread of its own; they get their names when every one is complete and valid.
 
     `columns` are the parts of source columns that the scene is made in. Use as a context manager around `put` and `finish`.
-    An error removes what was begun; what is no `Exception`, such as a signal, leaves it for `resume`.
+    An error removes what was begun; what is no `Exception`, such as a signal, leaves it for a later run, as `ClusterError` does.
     """
 
     def __init__(
@@ -101,11 +101,12 @@ class Writing:
         """Finish what is being written; remove what has no name, or leave it for a later run."""
         with self._commit:
             self._stopped = True
+        failed = isinstance(error, Exception) and not isinstance(error, ClusterError)
         for future in self._pending:
-            if isinstance(error, Exception):
+            if failed:
                 future.cancel()
         self._stack.close()
-        if error is not None and not isinstance(error, Exception):
+        if error is not None and not failed:
             for writer in self._writers.values():
                 writer.keep()
             return

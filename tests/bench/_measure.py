@@ -1,18 +1,15 @@
-"""What the benchmarks share: scenes, the pipeline around a model without cost, peak memory, tables."""
+"""What the benchmarks share: options, rows of the table, processes that take turns, costs, a model without cost."""
 
-import argparse
 import os
 import platform
 import resource
-import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -27,9 +24,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared"
 OUTPUTS = ("S1GRD", "LULC")
+TIMESTEPS = 10
 CROP, STRIDE, DELTA = 256, 192, 8
 """Tiles of both tools, in px; tmtool's defaults, and what TerraTorch's notebook takes."""
 
@@ -37,42 +33,49 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the hub
 warnings.filterwarnings("ignore")  # the libraries' own, in the middle of a table
 
 
-def arguments(doc: str | None, *, repeat: int) -> argparse.ArgumentParser:
-    """Return a parser with the options that all benchmarks have."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=repeat, help=f"measurements a median is of (default {repeat})")
-    parser.add_argument(
-        "--scratch", type=Path, help="folder for scenes, which are kept and reused (default: temporary)"
-    )
-    return parser
+@dataclass(frozen=True)
+class Options:
+    """What was asked for. `scene` is the side of the scene in px, `scratch` a folder for scenes, weights and products.
+
+    Medians are of `repeat` turns, those of scenes of `scene_repeat`.
+    """
+
+    scratch: Path
+    model: str = "base"
+    device: str = "auto"
+    batch_size: int | None = None
+    scene: int = 2048
+    repeat: int = 3
+    scene_repeat: int = 1
+    quick: bool = False
+
+    @property
+    def weights(self) -> str | None:
+        """What `Job` is told: random weights, or those that the demo model has."""
+        return None if self.model == "demo" else "random"
 
 
-@contextmanager
-def scratch(folder: Path | None) -> Iterator[Path]:
-    """Give a folder for scenes and products: `folder` itself, or a temporary one. Ends the benchmark without examples."""
-    missing = [
-        p for p in (SHARED / "tools" / "make_scene.py", SHARED / "data" / "terramind_examples") if not p.exists()
-    ]
-    if missing:
-        print(f"skipped: the example data this benchmark needs is absent (no {missing[0]})")
-        raise SystemExit(0)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="tmtool-bench-") as name:
-        yield Path(name)
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what was measured, tmtool's figure, what it is held against, and what that comes to."""
+
+    what: str
+    own: str
+    beside: str = ""
+    says: str = ""
 
 
-def make_scene(folder: Path, height: int, width: int) -> Path:
-    """Make a Sentinel-2 scene of 12 bands of int16 from a real chip (deflate, blocks of 512 px), or find it there."""
-    path = folder / f"scene_{height}x{width}.tif"
-    if not path.exists():
-        part = folder / f"part-{os.getpid()}.tif"
-        size = ["--size", str(height), "--width", str(width)]
-        subprocess.run([sys.executable, SHARED / "tools" / "make_scene.py", part, *size], check=True)
-        part.rename(path)
-    return path
+Rows = Iterator[Row]
+
+
+def seconds(value: float) -> str:
+    """Return seconds in words, to three digits."""
+    return f"{value:.3g} s" if value >= 0.1 else f"{value * 1e3:.3g} ms"
+
+
+def share(value: float) -> str:
+    """Return a share in per cent, with more digits where it is close to all."""
+    return f"{value:.2%}" if 0.99 < value < 1 else f"{value:.1%}"
 
 
 def peak_rss() -> int:
@@ -94,24 +97,119 @@ def available_bytes() -> float:
     return int(line.split()[1]) << 10
 
 
-def in_own_process(function: Callable[..., T], *args: Any) -> T:
-    """Call a module's function in a fresh process, which has imported nothing but that module."""
-    context = get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(sender, function, args))  # a pool's would outlive a killed benchmark
-    process.start()
-    sender.close()
-    try:
-        found: T = receiver.recv()
-    except EOFError:
-        process.join()
-        raise SystemExit(f"{function.__name__} ended with status {process.exitcode} and no result") from None
-    process.join()
+class Side:
+    """One of several that are compared: made in a fresh process by `make(*args)`, and run there whenever it is called.
+
+    `make` is a module's function that returns what is to be run. Each side has its own imports, settings and memory.
+    """
+
+    def __init__(self, make: Callable[..., Callable[[], Any]], *args: Any) -> None:
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._name = f"{make.__module__}.{make.__name__}"
+        self._process = context.Process(target=_serve, args=(theirs, make, args))
+        self._process.start()
+        theirs.close()
+        self._receive()
+
+    def __call__(self) -> Any:
+        """Run once, and return what that gave."""
+        self._pipe.send(True)
+        return self._receive()
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join()
+
+    def _receive(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(f"{self._name} ended with status {self._process.exitcode} and no result") from None
+
+
+def _serve(pipe: "Connection", make: Callable[..., Callable[[], Any]], args: Sequence[Any]) -> None:
+    subject = make(*args)
+    pipe.send(None)
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+        pipe.send(subject())
+
+
+def in_turn(repeat: int, subjects: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
+    """Call every subject `repeat` times, taking turns, so that what else the machine does meets all of them alike."""
+    found: dict[str, list[T]] = {name: [] for name in subjects}
+    for _ in range(repeat):
+        for name, subject in subjects.items():
+            found[name].append(subject())
     return found
 
 
-def _send(sender: "Connection", function: Callable[..., Any], args: Sequence[Any]) -> None:
-    sender.send(function(*args))
+def compared(repeat: int, sides: Mapping[str, tuple[Any, ...]], warm: int = 1) -> dict[str, list[Any]]:
+    """Make a `Side` of each, let them take turns, and return what each gave; the first `warm` turns do not count."""
+    with ExitStack() as stack:
+        made: dict[str, Side] = {}
+        for name, side in sides.items():
+            made[name] = Side(*side)
+            stack.callback(made[name].close)
+        return {name: found[warm:] for name, found in in_turn(warm + repeat, made).items()}
+
+
+def in_own_process(function: Callable[..., T], *args: Any) -> T:
+    """Call a module's function in a fresh process, which has imported nothing but that module."""
+    side = Side(_bound, function, args)
+    try:
+        found: T = side()
+        return found
+    finally:
+        side.close()
+
+
+def _bound(function: Callable[..., T], args: Sequence[Any]) -> Callable[[], T]:
+    return lambda: function(*args)
+
+
+def synchronise() -> None:
+    """Wait until a GPU has done all that it was given: calls return before that."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something took: seconds on the clock, and seconds of this machine's cores by all threads together."""
+
+    wall_s: float
+    cpu_s: float
+
+
+@dataclass(frozen=True)
+class SceneCost(Cost):
+    """What one scene took; of it the model's calls, and what came after the last tile (the COGs)."""
+
+    forward_s: float
+    cog_s: float
+    tiles: int
+
+
+def cost_of(call: Callable[[], Any]) -> Cost:
+    """Return what a call takes, the GPU's part included."""
+    synchronise()
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    synchronise()
+    return Cost(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def median_of(costs: Sequence[Cost], name: str = "wall_s") -> float:
+    """Return the median of an attribute."""
+    return float(median(getattr(c, name) for c in costs))
 
 
 class PassThrough:
@@ -140,30 +238,6 @@ def build(spec: "ModelSpec") -> PassThrough:
     from tmtool.modality import MODALITIES
 
     return PassThrough({m: MODALITIES[m].channels for m in spec.outputs}, _seconds)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What something took: seconds on the clock, and seconds of this machine's cores by all threads together."""
-
-    wall_s: float
-    cpu_s: float
-
-
-@dataclass(frozen=True)
-class SceneCost(Cost):
-    """What one scene took; of it the model's calls, and what came after the last tile (the COGs)."""
-
-    forward_s: float
-    cog_s: float
-    tiles: int
-
-
-def cost_of(call: Callable[[], Any]) -> Cost:
-    """Return what a call takes."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    call()
-    return Cost(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 class _Clock:
@@ -217,40 +291,45 @@ def run_pass_through(scene: Path, folder: Path, seconds: float = 0.0) -> SceneCo
         del models.MODELS["pass-through"]
 
 
-def in_turn(repeat: int, subjects: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
-    """Call every subject `repeat` times, taking turns, so that what else the machine does meets all of them alike."""
-    found: dict[str, list[T]] = {name: [] for name in subjects}
-    for _ in range(repeat):
-        for name, subject in subjects.items():
-            found[name].append(subject())
-    return found
+def machine(device: str) -> str:
+    """Say what the numbers are measured on, how busy it is, and with which versions. Imports torch."""
+    import torch
 
+    from tmtool.device import resolve
 
-def median_of(costs: Sequence[Cost], name: str) -> float:
-    """Return the median of an attribute."""
-    return float(median(getattr(c, name) for c in costs))
-
-
-def machine() -> str:
-    """Say in a line what the numbers were measured on and how busy it was."""
-    names = ("tmtool", "terratorch", "torch", "rasterio")
+    compute = resolve(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = ""
+    if compute.device.startswith("cuda"):
+        gpu = f"{torch.cuda.get_device_name(compute.device)}, CUDA {torch.version.cuda}; "
+    names = ("tmtool", "terratorch", "torch", "diffusers", "numpy", "rasterio")
     return (
-        f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, "
-        f"{', '.join(f'{n} {version(n)}' for n in names)}; load {os.getloadavg()[0]:.1f} at the start"
+        f"{gpu}{_processor()}, {cores} cores, {torch.get_num_threads()} torch threads; precision auto is "
+        f"{compute.precision}; Python {platform.python_version()}, {', '.join(f'{n} {_version(n)}' for n in names)}; "
+        f"load {os.getloadavg()[0]:.1f} at the start"
     )
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]], notes: Sequence[str] = ()) -> None:
-    """Print a Markdown table, its columns aligned, with a line above and lines below."""
-    cells = [[str(c) for c in row] for row in (header, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    aligned = [
-        [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        for row in cells
-    ]
-    rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    print(f"{title}\n")
-    for row in (aligned[0], rule, *aligned[1:]):
-        print(f"| {' | '.join(row)} |")
-    print("".join(f"\n- {note}" for note in notes))
+def _processor() -> str:
+    """Name the processor, and what it has for half precision."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    flags = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in fields.get("flags", "").split()]
+    return f"{fields.get('model name', platform.machine())} ({', '.join(flags) or 'no bf16'})"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from its folder
+        import tmtool
+
+        return tmtool.__version__ if package == "tmtool" else "absent"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, its columns aligned."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in (header, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], ["-" * w for w in widths], *lines[1:]))

@@ -3,9 +3,8 @@
 Both run a model without cost that gives 12 channels (S1GRD and LULC), each measurement in a process of its own.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 from tests.bench import _measure as m
 
@@ -36,8 +35,10 @@ def tmtool_run(scene: Path, folder: Path) -> int:
 def terratorch_imports() -> int:
     """Import what TerraTorch's recipe imports; return the peak."""
     import rasterio  # noqa: F401
-    from terratorch.tasks.tiled_inference import tiled_inference  # noqa: F401
 
+    from tests.bench import _models
+
+    _models.terratorch_tiled_inference()
     return m.peak_rss()
 
 
@@ -45,25 +46,19 @@ def terratorch_run(scene: Path) -> int:
     """Do what TerraTorch's notebook does, up to the tensor of the whole output; return the peak."""
     import rasterio
     import torch
-    from terratorch.tasks.tiled_inference import tiled_inference
 
+    from tests.bench import _models
+
+    tiled_inference = _models.terratorch_tiled_inference()
     with rasterio.open(scene) as src:
         raster = torch.tensor(src.read(), dtype=torch.float).unsqueeze(0)
     tiled_inference(lambda x: x, raster, crop=m.CROP, stride=m.STRIDE, delta=m.DELTA, batch_size=16)
     return m.peak_rss()
 
 
-def peak(repeat: int, measure: Callable[..., int], *args: object) -> float:
-    """Return the median peak of `measure`, in GB."""
-    return median(m.in_own_process(measure, *args) for _ in range(repeat)) / 1e9
-
-
-def terratorch_peak(repeat: int, size: Size, folder: Path) -> float | str:
-    """Return TerraTorch's median peak in GB, or why it was not run."""
-    needed, free = TERRATORCH_NEEDS * size[0] * size[1] / 1e9, m.available_bytes() / 1e9
-    if free < needed:
-        return f"terratorch at {named(size)} was skipped: it needs about {needed:.0f} GB, {free:.1f} GB are available."
-    return peak(repeat, terratorch_run, m.make_scene(folder, *size))
+def peak(measure: Callable[..., int], *args: object) -> float:
+    """Return the peak of `measure` in a process of its own, in GB."""
+    return m.in_own_process(measure, *args) / 1e9
 
 
 def named(size: Size) -> str:
@@ -71,40 +66,37 @@ def named(size: Size) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def compared(tmtool: dict[Size, float], terratorch: dict[Size, float], base: tuple[float, float]) -> Iterable[str]:
-    """Say the ratios: of scenes of one width, and of the tools at one size."""
-    sizes = list(tmtool)
-    for low, high in ((a, b) for a in sizes for b in sizes if a[1] == b[1] and a[0] < b[0]):
-        yield (
-            f"tmtool, {high[0] / low[0]:.1f} times the rows at the same width ({named(high)} to {named(low)}): "
-            f"peak x {tmtool[high] / tmtool[low]:.2f}"
+def measure(options: m.Options) -> m.Rows:
+    """Give the peak of every size, and of TerraTorch at one of them."""
+    from tests.bench import _scenes
+
+    folder, products = options.scratch, options.scratch / "out"
+    base, their_base = peak(tmtool_imports), peak(terratorch_imports)
+    yield m.Row("imports alone", f"{base:.2f} GB", f"{their_base:.2f} GB terratorch")
+    tmtool: dict[Size, float] = {}
+    for size in QUICK_SIZES if options.quick else SIZES:
+        scene = m.in_own_process(_scenes.make_scene, folder, *size)
+        tmtool[size] = peak(tmtool_run, scene, products)
+        shorter = [s for s in tmtool if s[1] == size[1] and s[0] < size[0]]
+        beside = f"{tmtool[shorter[0]]:.2f} GB at {named(shorter[0])}" if shorter else ""
+        says = (
+            f"{tmtool[size] / tmtool[shorter[0]]:.2f} times, of {size[0] / shorter[0][0]:.1f} times the rows"
+            if shorter
+            else ""
         )
-    for size, gigabytes in terratorch.items():
-        above = (gigabytes - base[1]) / (tmtool[size] - base[0])
-        yield f"terratorch to tmtool at {named(size)}: peak x {gigabytes / tmtool[size]:.1f}, above the imports x {above:.1f}"
+        yield m.Row(f"scene of {named(size)} px, peak", f"{tmtool[size]:.2f} GB", beside, says)
+    yield _beside(max(s for s in tmtool if s[0] == s[1] and s[0] <= 5120), folder, tmtool, (base, their_base))
 
 
-def main() -> None:
-    """Measure, and print."""
-    parser = m.arguments(__doc__, repeat=1)
-    parser.add_argument("--quick", action="store_true", help="small scenes: a minute rather than many")
-    options = parser.parse_args()
-    sizes = QUICK_SIZES if options.quick else SIZES
-    title, machine = "Peak resident memory, the pipeline without a model's cost", m.machine()
-    beside = max(s for s in sizes if s[0] == s[1] and s[0] <= 5120)
-    with m.scratch(options.scratch) as folder:
-        base = peak(options.repeat, tmtool_imports), peak(options.repeat, terratorch_imports)
-        tmtool = {s: peak(options.repeat, tmtool_run, m.make_scene(folder, *s), folder / "out") for s in sizes}
-        theirs = terratorch_peak(options.repeat, beside, folder)
-    terratorch = {beside: theirs} if isinstance(theirs, float) else {}
-    rows = [
-        (tool, named(size), f"{gb:.2f}", f"{base[i]:.2f}", f"{gb - base[i]:.2f}")
-        for i, (tool, peaks) in enumerate((("tmtool", tmtool), ("terratorch", terratorch)))
-        for size, gb in peaks.items()
-    ]
-    notes = [*compared(tmtool, terratorch, base), *([theirs] if isinstance(theirs, str) else []), machine]
-    m.print_table(title, ("tool", "rows x cols", "peak GB", "imports alone GB", "above imports GB"), rows, notes)
+def _beside(size: Size, folder: Path, tmtool: dict[Size, float], imports: tuple[float, float]) -> m.Row:
+    """Compare with TerraTorch at one size, if there is memory for it."""
+    from tests.bench import _scenes
 
-
-if __name__ == "__main__":
-    main()
+    what, own = f"scene of {named(size)} px, peak of both tools", f"{tmtool[size]:.2f} GB"
+    needed, free = TERRATORCH_NEEDS * size[0] * size[1] / 1e9, m.available_bytes() / 1e9
+    if free < needed:
+        return m.Row(what, own, f"terratorch was left out: about {needed:.0f} GB needed, {free:.1f} GB available")
+    theirs = peak(terratorch_run, m.in_own_process(_scenes.make_scene, folder, *size))
+    above = (theirs - imports[1]) / (tmtool[size] - imports[0])
+    says = f"{theirs / tmtool[size]:.1f} times; {above:.1f} times above the imports"
+    return m.Row(what, own, f"{theirs:.2f} GB terratorch", says)

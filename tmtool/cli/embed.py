@@ -34,8 +34,10 @@ def embed(
     offline: o.Offline = False,
     device: o.Device = "auto",
     precision: o.Precision = "auto",
+    compile_: o.Compile = "auto",
     batch_size: o.BatchSize = "auto",
     max_memory: o.MaxMemory = None,
+    cluster: o.Cluster = None,
     seed: o.Seed = 0,
     top_p: o.TopP = 0.8,
     top_k: o.TopK = 0,
@@ -91,9 +93,10 @@ def embed(
             max_memory=o.size(max_memory),
             device=device,
             precision=precision,
+            compile=compile_,
             overwrite=overwrite,
             resume=resume,
         )
         listing = Listing(inputs, recursive, pattern, files_from, null, shard)
         found = scenes(listing, output_dir, in_ or (), chosen)
-        run_scenes(job, found, Manners(dry_run, json_, quiet, stale, fail_fast, retries, report))
+        run_scenes(job, found, Manners(dry_run, json_, quiet, stale, fail_fast, retries, report, cluster))

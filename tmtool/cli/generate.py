@@ -25,8 +25,10 @@ def generate(
     offline: o.Offline = False,
     device: o.Device = "auto",
     precision: o.Precision = "auto",
+    compile_: o.Compile = "auto",
     batch_size: o.BatchSize = "auto",
     max_memory: o.MaxMemory = None,
+    cluster: o.Cluster = None,
     seed: o.Seed = 0,
     top_p: o.TopP = 0.8,
     top_k: o.TopK = 0,
@@ -77,6 +79,7 @@ def generate(
             max_memory=o.size(max_memory),
             device=device,
             precision=precision,
+            compile=compile_,
             overwrite=overwrite,
             resume=resume,
         )
@@ -84,5 +87,5 @@ def generate(
         run_scenes(
             job,
             scenes(listing, output_dir, in_ or ()),
-            Manners(dry_run, json_, quiet, stale, fail_fast, retries, report),
+            Manners(dry_run, json_, quiet, stale, fail_fast, retries, report, cluster),
         )

@@ -62,6 +62,7 @@ def scenes(
     `UsageError` where two inputs would share a product or options do not fit together, and `typer.Exit` with status 0 if
     the shard that was asked for is empty.
     """
+    _check_folder(output_dir)
     share = _share(listing.shard)
     pairs = [text.partition("=") for text in taken_for]
     if any(equals for _, equals, _ in pairs):
@@ -120,6 +121,16 @@ def bands_of(options: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
         modality = find(name)
         chosen[modality.name] = modality.subset([band for band in names.split(",") if band]).bands
     return chosen
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise `UsageError` for what is no folder of a file system, such as an object store."""
+    if (scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder))) or str(folder).startswith("/vsi"):
+        raise UsageError(
+            f"--output-dir {folder}: products are put together in place and renamed when they are whole, which an object "
+            "store cannot do. Write to a folder and copy them when they are done, for instance with "
+            f"{'aws s3 mv' if scheme and scheme[0] == 's3:/' else 'rclone move'}; their paths are printed one by one."
+        )
 
 
 def _share(shard: str | None) -> slice:

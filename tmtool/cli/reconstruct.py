@@ -24,8 +24,10 @@ def reconstruct(
     offline: o.Offline = False,
     device: o.Device = "auto",
     precision: o.TokenPrecision = "auto",
+    compile_: o.Compile = "auto",
     batch_size: o.BatchSize = "auto",
     max_memory: o.MaxMemory = None,
+    cluster: o.Cluster = None,
     seed: o.Seed = 0,
     timesteps: o.Timesteps = 10,
     clip_sigma: o.ClipSigma = None,
@@ -73,9 +75,10 @@ def reconstruct(
             max_memory=o.size(max_memory),
             device=device,
             precision=precision,
+            compile=compile_,
             overwrite=overwrite,
             resume=resume,
         )
         listing = Listing(inputs, recursive, pattern, files_from, null, shard, tokens=True)
         found = scenes(listing, output_dir, [in_] if in_ else [])
-        run_scenes(job, found, Manners(dry_run, json_, quiet, stale, fail_fast, retries, report))
+        run_scenes(job, found, Manners(dry_run, json_, quiet, stale, fail_fast, retries, report, cluster))

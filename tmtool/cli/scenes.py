@@ -43,6 +43,7 @@ class Manners:
     fail_fast: bool = False
     retries: int = 0
     report: Path | None = None
+    cluster: str | None = None
 
 
 def run_scenes(job: Job, found: Sequence[Scene], manners: Manners) -> None:
@@ -57,7 +58,7 @@ def run_scenes(job: Job, found: Sequence[Scene], manners: Manners) -> None:
     ended_by = "an error"
     try:
         with ExitStack() as stack:
-            _Batch(job, manners, Runner(job, _reporter(stack, manners.quiet)), tally).run(found)
+            _Batch(job, manners, _runner(job, manners, stack), tally).run(found)
         ended_by = "itself"
     except session.Stopped as stop:
         ended_by = stop.name
@@ -69,6 +70,15 @@ def run_scenes(job: Job, found: Sequence[Scene], manners: Manners) -> None:
             tally.write(manners.report, ended_by)
     if tally.exit_code:
         raise typer.Exit(tally.exit_code)
+
+
+def _runner(job: Job, manners: Manners, stack: ExitStack) -> Runner:
+    reporter = _reporter(stack, manners.quiet)
+    if not manners.cluster:
+        return Runner(job, reporter)
+    from tmtool.cluster import ClusterRunner
+
+    return ClusterRunner(job, manners.cluster, stack, reporter)
 
 
 def _reporter(stack: ExitStack, quiet: bool) -> Reporter:
@@ -113,6 +123,8 @@ class _Batch:
                 for prepared in due:
                     self._plan(prepared)
                 return
+            if due:
+                self.runner.announce(due)
             self._run_all(due)
             self._collect()
             for prepared in list(self._untidy):  # unless it died meanwhile
@@ -147,7 +159,7 @@ class _Batch:
     def _run_all(self, due: deque[Prepared]) -> None:
         total, busy, said = len(due), 0, False
         while due or self._ahead:
-            if busy < len(due) and len(self._ahead) < self.runner.AHEAD:
+            if busy < len(due) and self.runner.has_room(len(self._ahead)):
                 prepared = due.popleft()
                 if self._take(prepared, f"{total - len(due)} of {total}" if total > 1 else ""):
                     busy = 0
@@ -273,7 +285,7 @@ class _Batch:
         """Release the claim if what is done with a scene fails, which is the scene's own matter if others can go on."""
         try:
             yield
-        except (errors.DeviceError, errors.WeightsError):  # which no scene can do without
+        except (errors.DeviceError, errors.WeightsError, errors.ClusterError):  # which no scene can do without
             held.release()
             raise
         except errors.TmtoolError as error:

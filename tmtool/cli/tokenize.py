@@ -24,8 +24,10 @@ def tokenize(
     offline: o.Offline = False,
     device: o.Device = "auto",
     precision: o.TokenPrecision = "auto",
+    compile_: o.Compile = "auto",
     batch_size: o.BatchSize = "auto",
     max_memory: o.MaxMemory = None,
+    cluster: o.Cluster = None,
     crop: o.Crop = 256,
     stride: o.PatchStride = 192,
     delta: o.PatchDelta = 16,
@@ -63,9 +65,10 @@ def tokenize(
             max_memory=o.size(max_memory),
             device=device,
             precision=precision,
+            compile=compile_,
             overwrite=overwrite,
             resume=resume,
         )
         listing = Listing(inputs, recursive, pattern, files_from, null, shard)
         found = scenes(listing, output_dir, [in_] if in_ else [])
-        run_scenes(job, found, Manners(dry_run, json_, quiet, stale, fail_fast, retries, report))
+        run_scenes(job, found, Manners(dry_run, json_, quiet, stale, fail_fast, retries, report, cluster))

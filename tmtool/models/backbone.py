@@ -50,12 +50,12 @@ class Embedder(InputEmbedding):
             parts = list(torch.split(layers[product.layer].float(), counts, dim=1))
             del parts[len(images) : len(images) + len(others)]  # only what lies on the patch grid is merged
             merged = parts[self.spec.inputs.index(product.modality)] if product.modality else self._merge(parts)
-            outputs[product.name] = torch.unflatten(merged.transpose(1, 2), 2, (side, side)).cpu().numpy()
-        return outputs
+            outputs[product.name] = torch.unflatten(merged.transpose(1, 2), 2, (side, side))
+        return self.fetched(outputs)
 
     def _coordinates(self, batch: TileBatch) -> Embedded:
         tokens = self.coords.encode(torch.from_numpy(batch.lonlat))["tensor"]
-        return self.embed_tokens("coords", tokens.to(self.device))
+        return self.embed_tokens("coords", tokens.to(self.device, non_blocking=True))
 
     def _imagine(self, seen: list[Embedded], batch: TileBatch, size: int) -> list[Embedded]:
         if self.drawer is None:

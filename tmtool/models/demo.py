@@ -14,17 +14,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from terratorch.models.backbones.terramind.model import terramind_register
-from terratorch.models.backbones.terramind.model.modality_info import MODALITY_INFO
-from terratorch.models.backbones.terramind.model.terramind import TerraMind
-from terratorch.models.backbones.terramind.model.tm_utils import LayerNorm, build_2d_sincos_posemb
-from terratorch.models.backbones.terramind.tokenizer.models import vit_models
-from terratorch.models.backbones.terramind.tokenizer.models.unet import unet
-from terratorch.models.backbones.terramind.tokenizer.vqvae import VQVAE, DiVAE
 from torch import Tensor, nn
 
 from tmtool.modality import MODALITIES
 from tmtool.models import ModelSpec, TileModel
+from tmtool.models.architecture import modality_info, terramind, terramind_register, tm_utils, unet, vit_models, vqvae
 from tmtool.models.parts import CORE
 from tmtool.models.terramind import Architecture, assemble
 
@@ -53,21 +47,21 @@ def _tokenizer_path(modality: str) -> Path:
 WEIGHT_FILES: list[Path] = [_core_path(), *(_tokenizer_path(m) for m in DEMO_OUTPUTS)]
 
 
-def build_core(encoder_embeddings: dict[str, nn.Module], decoder_embeddings: dict[str, nn.Module]) -> TerraMind:
+def build_core(encoder_embeddings: dict[str, nn.Module], decoder_embeddings: dict[str, nn.Module]) -> Any:
     """Build TerraMind's encoder-decoder at the demo's width around TerraTorch's embeddings, by their keys."""
-    return TerraMind(
+    return terramind.TerraMind(
         encoder_embeddings=encoder_embeddings,
         decoder_embeddings=decoder_embeddings,
-        modality_info=MODALITY_INFO,
+        modality_info=modality_info.MODALITY_INFO,
         dim=CORE_DIM,
         encoder_depth=_ENCODER_DEPTH,
         decoder_depth=_DECODER_DEPTH,
         num_heads=_CORE_HEADS,
-        norm_layer=partial(LayerNorm, eps=1e-6, bias=False),
+        norm_layer=partial(tm_utils.LayerNorm, eps=1e-6, bias=False),
     )
 
 
-def build_tokenizer(modality: str) -> VQVAE | DiVAE:
+def build_tokenizer(modality: str) -> Any:
     """Build a modality's tokenizer at the demo's width: TerraTorch's class, codebook and patch size."""
     _register()
     spec = MODALITIES[modality]
@@ -82,9 +76,9 @@ def build_tokenizer(modality: str) -> VQVAE | DiVAE:
         "latent_dim": len(spec.codebook.split("-")),
     }
     if spec.classes:
-        return VQVAE(dec_type="vit_demo_dec", **common)
+        return vqvae.VQVAE(dec_type="vit_demo_dec", **common)
     # Synthesised values lie several deviations around the mean: clipping to -1..1 would cut them.
-    return DiVAE(dec_type="unet_demo", prediction_type="sample", clip_sample=False, thresholding=False, **common)
+    return vqvae.DiVAE(dec_type="unet_demo", prediction_type="sample", clip_sample=False, thresholding=False, **common)
 
 
 def _register() -> None:
@@ -153,7 +147,7 @@ _SHAPE: dict[str, Any] = {
     "dim": CORE_DIM,
     "encoder_depth": _ENCODER_DEPTH,
     "num_heads": _CORE_HEADS,
-    "norm_layer": partial(LayerNorm, eps=1e-6, bias=False),
+    "norm_layer": partial(tm_utils.LayerNorm, eps=1e-6, bias=False),
 }
 
 
@@ -208,7 +202,7 @@ def core_state() -> dict[str, Tensor]:
         state[f"{owner}.token_emb.weight"] = table
         if owner.startswith("decoder_embeddings."):
             state[f"{owner}.to_logits.weight"] = table
-    position = build_2d_sincos_posemb(h=_POSITIONS, w=_POSITIONS, embed_dim=CORE_DIM)
+    position = tm_utils.build_2d_sincos_posemb(h=_POSITIONS, w=_POSITIONS, embed_dim=CORE_DIM)
     owners = {key.removesuffix(".mod_emb") for key in state if key.endswith(".mod_emb")}
     return state | {f"{owner}.pos_emb": position for owner in sorted(owners)}
 

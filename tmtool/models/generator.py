@@ -84,24 +84,42 @@ class Generator(Drawer):
         with self.autocast():
             seen = [self.embed_input(m, values) for m, values in batch.pixels.items()]
             tokens = self.draw(seen, cells)
-        return {m: decode(self, m, self.tokenizers[m], tokens[m], cells).cpu().numpy() for m in self.spec.outputs}
+        return self.fetched({m: decode(self, m, self.tokenizers[m], tokens[m], cells) for m in self.spec.outputs})
 
 
 def decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells: CellGrid) -> Tensor:
-    """Decode tokens `(B, h, w)` to `(B, channels, S, S)` float32 in the modality's unit (logits for classes)."""
+    """Decode tokens `(B, h, w)` to `(B, channels, S, S)` float32 in the modality's unit (logits for classes).
+
+    A batch longer than decoders should take is decoded in parts of one size; the last tile fills up the last part.
+    """
+    total, size = len(tokens), min(model.decoder_batch, len(tokens))
+    if size == total:
+        return _decode(model, name, tokenizer, tokens, cells)
+    parts = []
+    for start in range(0, total, size):
+        tiles = torch.arange(start, start + size, device=tokens.device).clamp(max=total - 1)
+        parts.append(_decode(model, name, tokenizer, tokens[tiles], cells.part(tiles)))
+    return torch.cat(parts)[:total]
+
+
+def _decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells: CellGrid) -> Tensor:
     modality, sampling = MODALITIES[name], model.spec.sampling
     quant = tokenizer.quantize.indices_to_embedding(tokens).float()
     if modality.classes:
         with model.autocast():
             return tokenizer.decode_quant(quant).float()
     key = noise.key_of(model.spec.seed, name, "diffusion")
-    start = cells.normal(key, len(modality.bands)).to(model.device)
+    # with the strides of what comes after it, whatever it was cut from: compiled networks are made for them
+    start = cells.normal(key, len(modality.bands)).to(model.device).clone(memory_format=torch.contiguous_format)
 
     def predict(x: Tensor, t: int) -> Tensor:
+        step = torch.full(
+            (1,), t, device=model.device
+        )  # of a number a copy would be made, for which the device is waited
         with model.autocast():
-            return tokenizer.decoder(x, t, quant)  # type: ignore[no-any-return]
+            return tokenizer.decoder(x, step, quant)  # type: ignore[no-any-return]
 
-    alphas = tokenizer.noise_scheduler.alphas_cumprod.to(model.device)
+    alphas = tokenizer.noise_scheduler.alphas_cumprod.to(model.device, non_blocking=True)
     x = ddim(predict, start, alphas, sampling.timesteps, sampling.clip_sigma)
     mean, std = model.moments[name]
     return x * std + mean
@@ -114,7 +132,8 @@ def _draw(logits: Tensor, sampling: Sampling, cells: CellGrid, target: Tensor | 
         rows, cols = (v.gather(1, target.to(v.device)) for v in (rows, cols))
     rows, cols = rows.reshape(-1, 1), cols.reshape(-1, 1)
 
-    def gumbel(at: slice, codes: Tensor) -> Tensor:
+    def gumbel(at: Tensor, codes: Tensor) -> Tensor:
+        at = at.to(rows.device)
         return noise.gumbel(key, rows[at], cols[at], codes.to(rows.device), logits.shape[-1]).to(codes.device)
 
     return draw_tokens(logits.flatten(0, 1), sampling, gumbel).reshape(logits.shape[:2])

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tmtool import noise
+from tmtool.device import decoder_batch
 from tmtool.grid import PATCH, TileBatch
 from tmtool.modality import MODALITIES, Modality
 from tmtool.models import ModelSpec
@@ -42,6 +43,7 @@ class Base:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.device = torch.device(spec.compute.device)
+        self.decoder_batch = decoder_batch(spec.compute.device)
         self.moments = {m: self._moments(spec.modality(m)) for m in dict.fromkeys([*spec.inputs, *spec.outputs])}
 
     def _moments(self, modality: Modality) -> tuple[Tensor, Tensor]:
@@ -60,18 +62,36 @@ class Base:
 
     def standardised(self, name: str, values: NDArray[np.float32]) -> Tensor:
         """Return pixels `(B, C, S, S)` in standard deviations from the pretraining mean; classes as they are."""
-        x = torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+        x = self.sent(values)
         if MODALITIES[name].classes:
             return x
         mean, std = self.moments[name]
         return (x - mean) / std
 
+    def sent(self, values: NDArray[Any]) -> Tensor:
+        """Return an array on the device. On CUDA its copy is not waited for, which page-locked memory allows."""
+        x = torch.from_numpy(np.ascontiguousarray(values))
+        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x.to(self.device)
+
+    def fetched(self, outputs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+        """Return outputs on the host. On CUDA all are waited for at once, when the device has all its work."""
+        if self.device.type != "cuda":
+            return {name: values.cpu().numpy() for name, values in outputs.items()}
+        copies = {
+            name: torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+            for name, values in outputs.items()
+        }
+        torch.cuda.synchronize(self.device)
+        return {name: values.numpy() for name, values in copies.items()}
+
     def encode(self, tokenizer: Tokenizer, x: Tensor) -> Tensor:
         """Return the tokens of `x`, `(B, h, w)` int64. The quantiser is float32: in bf16 it keeps 5 % of its codes."""
         features = tokenizer.encoder(tokenizer.prepare_input(x))
         with torch.autocast(self.device.type, enabled=False):
-            _, _, tokens = tokenizer.quantize(tokenizer.quant_proj(features.float()))
-        return tokens.long()  # type: ignore[no-any-return]
+            latent = tokenizer.quant_proj(features.float())
+            # not its forward, which makes a loss of a number and waits for the device to have it
+            _, tokens = tokenizer.quantize.latent_to_code_and_indice(latent.flatten(2).transpose(1, 2))
+        return tokens.unflatten(1, latent.shape[2:]).long()  # type: ignore[no-any-return]
 
 
 class InputEmbedding(Base):
@@ -102,10 +122,11 @@ class CellGrid:
     """Absolute positions of a batch of tiles of `size` px: of their pixels, and of their cells on the patch grid."""
 
     def __init__(self, rows: Tensor, cols: Tensor, size: int, device: torch.device) -> None:
-        self._pixel_rows, self._pixel_cols, self._size = rows.to(device), cols.to(device), size
+        rows, cols = (v.to(device, non_blocking=True) for v in (rows, cols))
+        self._pixel_rows, self._pixel_cols, self._size = rows, cols, size
         side = size // PATCH
         self.shape = (len(rows), side, side)
-        first_row, first_col = (v.to(device).div(PATCH, rounding_mode="floor") for v in (rows, cols))
+        first_row, first_col = (v.div(PATCH, rounding_mode="floor") for v in (rows, cols))
         index = torch.arange(side * side, device=device)
         self.rows = first_row[:, None] + index // side
         self.cols = first_col[:, None] + index % side
@@ -114,6 +135,11 @@ class CellGrid:
     def of(cls, batch: TileBatch, size: int, device: torch.device) -> "CellGrid":
         """Return the positions of a batch."""
         return cls(torch.from_numpy(batch.rows), torch.from_numpy(batch.cols), size, device)
+
+    def part(self, tiles: Tensor) -> "CellGrid":
+        """Return the positions of some of the tiles, `(n,)` int64."""
+        rows, cols = (v[tiles.to(v.device)] for v in (self._pixel_rows, self._pixel_cols))
+        return CellGrid(rows, cols, self._size, rows.device)
 
     def normal(self, key: tuple[int, int], channels: int) -> Tensor:
         """Return each tile's own normal noise, `(B, channels, S, S)` float32."""

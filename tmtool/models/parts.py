@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from tmtool import noise
 from tmtool.device import Compute
+from tmtool.errors import DeviceError
 from tmtool.models import ModelSpec
 from tmtool.models.weights import load_strictly
 
@@ -48,6 +49,8 @@ class Filler:
         else:
             load_strictly(module, *self.state_of(part), spare=spare)
         place(module, self.spec.compute)
+        if self.spec.compute.compiled:
+            compile_networks(module)
 
 
 class _NoInitialisation(TorchFunctionMode):
@@ -81,6 +84,35 @@ def place(module: nn.Module, compute: Compute) -> None:
             if tensor.dtype == torch.float32:
                 tensor.data = tensor.data.clone()  # the last of the mapped file, which can be let go then
     module.to(compute.device)
+
+
+def compile_networks(module: nn.Module) -> None:
+    """Compile the encoder and the decoder of a part: a tokenizer's as a whole, the transformer's a block at a time.
+
+    Blocks are alike and compiled once for all. Shapes are fixed, as batches are padded to one size.
+    """
+    for name in ("encoder", "decoder"):
+        network = getattr(module, name, None)
+        for part in network if isinstance(network, nn.ModuleList) else [network] if network is not None else []:
+            part.forward = _compiled(part.forward)
+
+
+def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `forward` compiled at its first call, which raises `DeviceError` where that does not work."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    fast = torch.compile(forward, dynamic=False)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return fast(*args, **kwargs)
+        except TorchDynamoException as error:
+            why = str(error).strip().splitlines()[0][:200]
+            raise DeviceError(
+                f"--compile on: torch cannot compile this model here ({why}). Use --compile off."
+            ) from error
+
+    return call
 
 
 def randomise(module: nn.Module, part: str) -> None:

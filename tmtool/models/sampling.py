@@ -1,6 +1,6 @@
 """Drawing tokens and running the diffusion decoder: the few lines of mathematics that generation consists of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tmtool.models import Sampling
 
-_CHUNK = 128
-"""Cells whose noise is made at once when no filter limits the codes."""
+_CODES = 1 << 20
+"""Codes whose noise is made at once."""
 
 
 def linear_schedule(steps: int, cells: int) -> list[int]:
@@ -21,34 +21,67 @@ def linear_schedule(steps: int, cells: int) -> list[int]:
     return [int(n) for n in sorted(parts, reverse=True) if n > 0]
 
 
-def draw_tokens(logits: Tensor, sampling: Sampling, gumbel: Callable[[slice, Tensor], Tensor]) -> Tensor:
+def draw_tokens(logits: Tensor, sampling: Sampling, gumbel: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Draw one code a cell from `logits` `(N, V)` float32; returns `(N,)` int64.
 
     Top-k, then top-p of what is left, both on untempered logits as terratorch does; then the largest of
     `logits / temperature + gumbel(cells, codes)`, which draws from their softmax. Noise is asked for surviving codes
-    only: `gumbel` gets a slice of cells and their codes `(n, K)`.
+    only, and for few others: `gumbel` gets numbers of cells `(n,)`, which keep about as many, and their codes `(n, K)`.
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
+    values, codes = _surviving(logits, sampling)
+    counts, order = values.isfinite().sum(dim=-1).sort(descending=True)
+    drawn = torch.empty_like(order)
+    for group, kept in _groups(counts.tolist()):  # the only wait for the device
+        cells = order[group]
+        found = codes[:, :kept][cells]
+        scores = values[:, :kept][cells].double() / sampling.temperature + gumbel(cells, found)
+        drawn[cells] = found.gather(1, scores.argmax(dim=-1, keepdim=True))[:, 0]
+    return drawn
+
+
+def _surviving(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Return logits, -inf after those that pass the filters, and their codes; both `(N, V)`."""
     if not sampling.top_k and not sampling.top_p:
-        values, codes = logits, torch.arange(logits.shape[1], device=logits.device).expand_as(logits)
-    else:
-        values, codes = torch.sort(logits, dim=-1, descending=True, stable=True)
-        if sampling.top_k:
-            least = values[:, min(sampling.top_k, values.shape[1]) - 1, None]
-            values = values.masked_fill(values < least, -torch.inf)
-        if sampling.top_p:
-            before = torch.softmax(values, dim=-1).cumsum(dim=-1).roll(1, dims=-1)
-            before[:, 0] = 0  # the likeliest code always survives
-            values = values.masked_fill(before > sampling.top_p, -torch.inf)
-        kept = int(values.isfinite().sum(dim=-1).max())
-        values, codes = values[:, :kept], codes[:, :kept]
-    drawn = []
-    for start in range(0, len(values), _CHUNK):
-        cells = slice(start, min(start + _CHUNK, len(values)))
-        scores = values[cells].double() / sampling.temperature + gumbel(cells, codes[cells])
-        drawn.append(codes[cells].gather(1, scores.argmax(dim=-1, keepdim=True))[:, 0])
-    return torch.cat(drawn)
+        return logits, torch.arange(logits.shape[1], device=logits.device).expand_as(logits)
+    values, codes = _descending(logits)
+    if sampling.top_k:
+        least = values[:, min(sampling.top_k, values.shape[1]) - 1, None]
+        values = values.masked_fill(values < least, -torch.inf)
+    if sampling.top_p:
+        before = torch.softmax(values, dim=-1).cumsum(dim=-1).roll(1, dims=-1)
+        before[:, 0] = 0  # the likeliest code always survives
+        values = values.masked_fill(before > sampling.top_p, -torch.inf)
+    return values, codes
+
+
+def _descending(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a stable descending `torch.sort` of the last of two axes does: values and indices.
+
+    On a CPU numpy's sort of plain integers takes a fraction of its time: each holds a value's bits and its index.
+    """
+    if logits.device.type != "cpu":
+        return torch.sort(logits, dim=-1, descending=True, stable=True)
+    bits = (logits + 0.0).view(torch.int32)  # -0 and 0 are equal
+    rank = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # floats below 0 are ordered against their bits
+    keys = (~rank).long()
+    keys <<= 32
+    keys |= torch.arange(logits.shape[1])
+    keys.numpy().sort(axis=-1)
+    keys &= 0xFFFFFFFF
+    return logits.gather(1, keys), keys
+
+
+def _groups(counts: Sequence[int]) -> Iterator[tuple[slice, int]]:
+    """Yield runs of cells that keep about as many codes, and how many that is at most; `counts` descend."""
+    start = 0
+    while start < len(counts):
+        kept = max(counts[start], 1)
+        most = start + max(_CODES // kept, 1)
+        stop = next((i for i in range(start, min(most, len(counts))) if 2 * counts[i] < kept), min(most, len(counts)))
+        yield slice(start, stop), kept
+        start = stop
 
 
 def ddim(

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from terratorch.models.backbones.terramind.model import terramind_register
 from torch import nn
 
 from tmtool.modality import MODALITIES
 from tmtool.models import ModelSpec, TileModel
+from tmtool.models.architecture import terramind_register
 from tmtool.models.backbone import Embedder, select_bands
 from tmtool.models.generator import Drawer, Generator
 from tmtool.models.parts import CORE, SPARE_CORE, Filler, States, no_initialisation

@@ -24,7 +24,7 @@ class Encoder(Base):
         ((name, values),) = batch.pixels.items()
         with self.autocast():
             tokens = self.encode(self.tokenizer, self.standardised(name, values))  # type: ignore[arg-type]
-        return {name: tokens[:, None].cpu().numpy().astype(np.uint16)}
+        return {m: values.astype(np.uint16) for m, values in self.fetched({name: tokens[:, None]}).items()}
 
 
 class Decoder(Base):
@@ -38,6 +38,6 @@ class Decoder(Base):
     def __call__(self, batch: TileBatch) -> dict[str, NDArray[np.float32]]:
         """Return the pixels `(B, channels, S, S)` float32, logits for classes, of tokens `(B, 1, S/16, S/16)`."""
         (name,) = self.spec.outputs
-        tokens = torch.from_numpy(batch.pixels[name][:, 0]).to(self.device).long()
+        tokens = self.sent(batch.pixels[name][:, 0]).long()
         cells = CellGrid.of(batch, tokens.shape[-1] * PATCH, self.noise_device)
-        return {name: decode(self, name, self.tokenizer, tokens, cells).cpu().numpy()}  # type: ignore[arg-type]
+        return self.fetched({name: decode(self, name, self.tokenizer, tokens, cells)})  # type: ignore[arg-type]

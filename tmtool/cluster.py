@@ -1,0 +1,404 @@
+"""Scenes on a Dask cluster: their blocks go out to workers, the products come back in order and are written here."""
+
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tmtool import __version__
+from tmtool.device import Compute, batch_size, cores, cuda_devices, kind_of
+from tmtool.engine import Block, Watch
+from tmtool.errors import ClusterError, DeviceError, ProductError, TmtoolError, UsageError, WeightsError
+from tmtool.job import Job, Prepared
+from tmtool.memory import limit_bytes
+from tmtool.models import RANDOM, ModelSpec
+from tmtool.pipeline import BlockTask, Computed, Models, compute, compute_asked, models_of
+from tmtool.progress import Reporter
+from tmtool.provenance import weights_text
+from tmtool.run import Runner, SceneBlocks
+
+_log = logging.getLogger("tmtool")
+
+_SCHEMES = ("tcp", "tls", "ws", "wss", "ucx")
+_FORMS = "local:N, local-cuda, a scheduler's address such as tcp://host:8786, or a scheduler file"
+_CONNECT_S = 30.0
+_FIRST_WORKER_S = 120.0
+_LOOK_S = 30.0
+"""How often a long wait for a block looks whether there are workers at all."""
+_AHEAD = 2
+"""Blocks in flight for each worker: one that it computes, and one that it finds when it is done."""
+
+
+@contextmanager
+def connect(address: str) -> Iterator[Any]:
+    """Connect to a cluster, or start one on this machine; yields a `distributed.Client`.
+
+    `address` is `local:N`, `local-cuda`, a scheduler's address or the path of a scheduler file. Raises `UsageError` if it
+    is none of these or nothing answers there.
+    """
+    distributed = _distributed()
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters of it is said here in fewer words
+    with ExitStack() as stack:
+        where = _target(address, stack)
+        try:
+            client = stack.enter_context(distributed.Client(timeout=_CONNECT_S, set_as_default=False, **where))
+            client.wait_for_workers(1, timeout=_FIRST_WORKER_S)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise UsageError(
+                f"--cluster {address}: no scheduler with a worker answers there ({str(error) or type(error).__name__})."
+            ) from error
+        count = len(client.ncores())
+        _log.info("cluster: %d worker%s, dashboard at %s", count, "s" * (count > 1), client.dashboard_link)
+        yield client
+
+
+def _distributed() -> Any:
+    """Import Dask's scheduler, which takes half a second."""
+    return import_module("distributed")
+
+
+def check_address(address: str) -> None:
+    """Raise `UsageError` if `address` cannot be a cluster's."""
+    kind, _, rest = address.partition(":")
+    local = address == "local-cuda" or (kind == "local" and rest.isdigit() and int(rest) > 0)
+    if not (local or (kind in _SCHEMES and rest.startswith("//")) or Path(address).is_file()):
+        raise UsageError(f"--cluster {address}: give {_FORMS}.")
+
+
+def _target(address: str, stack: ExitStack) -> dict[str, Any]:
+    """Return how to reach a cluster; one of this machine is started, and ended with the stack."""
+    check_address(address)
+    kind, _, rest = address.partition(":")
+    if address == "local-cuda":
+        return {"address": stack.enter_context(_local_cuda())}
+    if kind == "local":
+        threads = max(1, _threads() // int(rest))
+        return {"address": stack.enter_context(_local([{"OMP_NUM_THREADS": str(threads)}] * int(rest)))}
+    return {"scheduler_file": address} if Path(address).is_file() else {"address": address}
+
+
+def _threads() -> int:
+    """Return the threads that an operation would use in this process: as `OMP_NUM_THREADS` says, else a core each."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdigit() else cores()
+
+
+def _local(environments: Sequence[Mapping[str, str]]) -> Any:
+    """Return a cluster of processes on this machine, one for each environment."""
+    distributed = _distributed()
+    quiet = {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical"}
+    options = {"nthreads": 1, "memory_limit": 0, "dashboard": False}  # memory is tmtool's to keep within limits
+    workers = {
+        i: {
+            "cls": distributed.Nanny,
+            "options": options | {"env": dict(environment) | quiet, "silence_logs": logging.CRITICAL},
+        }
+        for i, environment in enumerate(environments)
+    }
+    scheduler = {"cls": distributed.Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
+    return distributed.SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+
+
+def _local_cuda() -> Any:
+    """Return a cluster of one process for each GPU of this machine: dask-cuda's where it is installed."""
+    if find_spec("dask_cuda"):
+        return import_module("dask_cuda").LocalCUDACluster()
+    count = cuda_devices()
+    if not count:
+        raise DeviceError("--cluster local-cuda: this machine has no CUDA device that torch can use.")
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = shown.split(",") if shown else [str(i) for i in range(count)]
+    return _local([{"CUDA_VISIBLE_DEVICES": name} for name in names])
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What decides whether workers compute the same, and how much at a time."""
+
+    versions: Mapping[str, str]
+    kind: str
+    computes: Mapping[tuple[str, str, str], Compute]
+    weights: Sequence[Any]
+    batch: int
+    memory: tuple[int, str]
+    host: str
+
+    def differences(self, other: "Facts") -> Iterator[str]:
+        """Yield what `other` computes otherwise with."""
+        for name, found in other.versions.items():
+            if found != self.versions[name]:
+                yield f"{name} {found} instead of {self.versions[name]}"
+        if other.kind != self.kind:
+            yield f"{other.kind} instead of {self.kind}"
+        if (precisions := other.precisions) != self.precisions:
+            yield f"precision {precisions} instead of {self.precisions}"
+        for mine, its in zip(self.weights, other.weights, strict=True):
+            if mine != its:
+                yield f"other weights: {weights_text(its)} instead of {weights_text(mine)}"
+
+    @property
+    def precisions(self) -> str:
+        """The precisions in use."""
+        return ", ".join(sorted({compute.precision for compute in self.computes.values()}))
+
+
+def facts(job: Job, kinds: Sequence[tuple[str, ...]]) -> Facts:
+    """Return the facts of this process, for scenes with these kinds of inputs. Raises `WeightsError` and `DeviceError`."""
+    models = models_of(job)
+    specs = [models.spec(inputs) for inputs in kinds]
+    computes = {
+        compute_asked(j): models.spec_of(j, kinds[0]).compute
+        for j in ([job, job.encoding()] if job.task == "reconstruct" else [job])
+    }
+    compute = specs[0].compute
+    return Facts(
+        versions={"tmtool": __version__} | {name: version(name) for name in ("torch", "terratorch", "numpy")},
+        kind=kind_of(compute),
+        computes=computes,
+        weights=[models.weights(spec) for spec in specs],
+        batch=batch_size(compute),
+        memory=limit_bytes(job.max_memory),
+        host=socket.gethostname(),
+    )
+
+
+class _Unfit(Exception):
+    """A worker would compute something else. The arguments are its address and why."""
+
+
+def _on_worker(task: BlockTask, kinds: Sequence[tuple[str, ...]], expected: Facts) -> Computed:
+    """Compute a block on a worker, which may have come after the others were looked at."""
+    address = _distributed().get_worker().address
+    if found := list(expected.differences(facts(task.job, kinds))):
+        raise _Unfit(address, "; ".join(found))
+    try:
+        return compute(task)
+    except TmtoolError as error:
+        raise type(error)(f"{error} (on worker {address}, which must see inputs by the same paths)") from error
+
+
+class Cluster:
+    """The workers, and the blocks that are with them: those of the scenes begun first go first."""
+
+    def __init__(self, client: Any, job: Job) -> None:
+        self.client, self.job = client, _anywhere(job)
+        self.kinds: list[tuple[str, ...]] = []
+        self.expected: Facts | None = None
+        self.scenes: deque[ClusterScene] = deque()
+        self.begun = self.total = 0
+
+    def inspect(self, kinds: Sequence[tuple[str, ...]]) -> Facts:
+        """Look at all workers; return what they have in common, the least of what they have room for.
+
+        Raises `WeightsError` or `DeviceError` if they differ, or lack what the job needs.
+        """
+        self.kinds = list(kinds)
+        found: dict[str, Any] = self.client.run(facts, self.job, self.kinds, on_error="return")
+        for address, what in found.items():
+            if isinstance(what, TmtoolError):
+                raise type(what)(f"worker {address}: {what}")
+            if isinstance(what, BaseException):
+                raise DeviceError(f"worker {address}: cannot run tmtool {__version__} ({what!r}).") from what
+        first = next(iter(found.values()))
+        for address, what in found.items():
+            if differences := list(first.differences(what)):
+                raise WeightsError(f"worker {address} would compute something else: {'; '.join(differences)}.")
+        hosts = [what.host for what in found.values()]
+        memory = min((what.memory[0] // hosts.count(what.host), what.memory[1]) for what in found.values())
+        threads = {asked: min(f.computes[asked].threads for f in found.values()) for asked in first.computes}
+        computes = {asked: replace(c, threads=threads[asked]) for asked, c in first.computes.items()}
+        self.expected = replace(first, computes=computes, batch=min(f.batch for f in found.values()), memory=memory)
+        return self.expected
+
+    @property
+    def limit(self) -> int:
+        """Blocks in flight at most."""
+        return _AHEAD * max(1, len(self.client.ncores()))
+
+    def has_room(self) -> bool:
+        """Whether workers may run out of blocks before the scene that is being written is done."""
+        return sum(len(scene) for scene in list(self.scenes)[1:]) < self.limit
+
+    def fill(self) -> None:
+        """Send out blocks, as many as may be in flight."""
+        free = self.limit - sum(len(scene.flying) for scene in self.scenes)
+        for scene in self.scenes:
+            while scene.waiting and free > 0:
+                scene.flying.append(self._submit(scene.waiting.popleft()))
+                free -= 1
+
+    def _submit(self, task: BlockTask) -> tuple[BlockTask, Any]:
+        return task, self.client.submit(_on_worker, task, self.kinds, self.expected, pure=False)
+
+    def take(self, scene: "ClusterScene") -> Computed:
+        """Wait for the first block of a scene that is not taken yet. Raises `TmtoolError`."""
+        while True:
+            task, future = scene.flying[0]
+            try:
+                result: Computed = self._wait(future)
+            except _Unfit as unfit:
+                address, why = unfit.args
+                _log.warning("worker %s is left out: it would compute something else: %s", address, why)
+                self.client.retire_workers([address])
+                scene.flying[0] = self._submit(task)
+                continue
+            scene.flying.popleft()
+            self.fill()
+            return result
+
+    def _wait(self, future: Any) -> Any:
+        killed: Any = _distributed().KilledWorker
+        said = False
+        while True:
+            try:
+                return future.result(timeout=_LOOK_S)
+            except TimeoutError:
+                if self.client.status != "running":
+                    raise ClusterError("The scheduler was lost. The same command goes on from here.") from None
+                if not said and not self.client.ncores():
+                    said = True
+                    _log.warning("the cluster has no workers now; waiting for some")
+            except killed as error:
+                last = error.last_worker.address
+                raise ProductError(
+                    f"A block ended every worker that tried it, most likely by using too much memory; the last one was {last}."
+                ) from error
+            except (CancelledError, OSError) as error:
+                raise ClusterError(f"The cluster was lost ({error!r}). The same command goes on from here.") from error
+
+
+class ClusterScene:
+    """A scene whose blocks workers compute: what `Pipeline` is for one that this process computes."""
+
+    def __init__(self, cluster: Cluster, prepared: Prepared, spec: ModelSpec, batch: int, reporter: Reporter) -> None:
+        self._cluster, self._prepared, self._reporter = cluster, _seen_from_anywhere(prepared), reporter
+        self._task = (batch, spec.compute.threads)
+        self.watch = Watch()
+        self.row_blocks: Sequence[range] = prepared.plan.row_blocks()
+        self.waiting: deque[BlockTask] = deque()
+        self.flying: deque[tuple[BlockTask, Any]] = deque()
+        self.empty_tiles, self.batch_in_force = 0, batch
+        self.build_seconds, self.model_seconds = 0.0, 0.0
+        self.place = ""
+
+    def __len__(self) -> int:
+        """Count the blocks that were not taken."""
+        return len(self.waiting) + len(self.flying)
+
+    def begin(self, columns: Sequence[range], part: int, row: int) -> None:
+        """Send out blocks from row `row` of part `part` on, when it is their turn."""
+        for number in range(part, len(columns)):
+            for rows in self.row_blocks:
+                rest = range(max(rows.start, row if number == part else 0), rows.stop)
+                if rest:
+                    self.waiting.append(
+                        BlockTask(self._cluster.job, self._prepared, rest, columns[number], *self._task)
+                    )
+        first, self._cluster.begun = self._cluster.begun + 1, self._cluster.begun + len(self)
+        self.place = f", blocks {first}-{self._cluster.begun} of {self._cluster.total}"
+        self._cluster.scenes.append(self)
+        self._cluster.fill()
+
+    def blocks(self, rows: range, cols: range) -> Generator[Block, None, None]:
+        """Yield the finished rows, block by block."""
+        while len(self) and (self.flying[0][0] if self.flying else self.waiting[0]).cols == cols:
+            computed = self._cluster.take(self)
+            self.watch.varies |= computed.varies
+            self.empty_tiles += computed.empty_tiles
+            self.model_seconds += computed.model_seconds
+            self.batch_in_force = min(self.batch_in_force, computed.batch)
+            self._reporter.advance(computed.tiles)
+            yield from computed.blocks
+
+    def waits(self) -> dict[str, float]:
+        """Return nothing: what is waited for are the workers."""
+        return {}
+
+    def close(self) -> None:
+        """Let go of the blocks; those that were not taken are computed no more."""
+        for _, future in self.flying:
+            future.cancel()
+        self.waiting.clear()
+        self.flying.clear()
+        if self in self._cluster.scenes:
+            self._cluster.scenes.remove(self)
+
+
+class ClusterRunner(Runner):
+    """Runs the prepared scenes of one job on a cluster; products are written by this process.
+
+    The cluster is connected to, or started, when there is work for it; `stack` ends that.
+    """
+
+    def __init__(self, job: Job, address: str, stack: ExitStack, reporter: Reporter | None = None) -> None:
+        super().__init__(job, reporter)
+        check_address(address)
+        self._address, self._stack = address, stack
+
+    def expect(self, prepared: Sequence[Prepared]) -> None:
+        """Look at the workers: they must have the weights that this machine has."""
+        self._cluster = Cluster(self._stack.enter_context(connect(self._address)), self.job)
+        kinds = list(dict.fromkeys(tuple(p.sources) for p in prepared))
+        found = self._expected = self._cluster.inspect(kinds)
+        if (theirs := found.versions["tmtool"]) != __version__:
+            raise DeviceError(f"The workers have tmtool {theirs}, this machine has {__version__}. Install one of them.")
+        self.models = Models(self.job, found.computes)
+        for inputs, weights in zip(kinds, found.weights, strict=True):
+            if (mine := self.models.weights(self.models.spec(inputs))) != weights:
+                raise WeightsError(
+                    f"The workers have other weights than this machine: {weights_text(weights)} instead of "
+                    f"{weights_text(mine)}. Give all of them the same --weights folder, or fetch again."
+                )
+
+    def announce(self, due: Sequence[Prepared]) -> None:
+        """Be told of the scenes that will be run: count their blocks."""
+        self._cluster.total = sum(len(p.plan.row_blocks()) for p in due)
+
+    def has_room(self, begun: int) -> bool:
+        """Return whether another scene should be begun, so that workers do not run out of blocks."""
+        return not begun or self._cluster.has_room()
+
+    def _pipeline(self, prepared: Prepared, spec: ModelSpec, batch: int, stack: ExitStack) -> SceneBlocks:
+        scene = ClusterScene(self._cluster, prepared, spec, batch, self.reporter)
+        stack.callback(scene.close)
+        return scene
+
+    def _batch_size(self, spec: ModelSpec) -> int:
+        return self._expected.batch
+
+    def _limit(self) -> tuple[int, str]:
+        return self._expected.memory
+
+    def _held_bytes(self, prepared: Prepared, parts: int) -> int:
+        rows = max(len(rows) for rows in prepared.plan.row_blocks())
+        pixels = rows * prepared.width(parts)
+        return _AHEAD * sum(pixels * p.layout.pixel_bytes // p.spec.scale**2 for p in prepared.products)
+
+
+def _anywhere(job: Job) -> Job:
+    """Return a job that means the same in another folder."""
+    weights = job.weights if job.weights in (None, RANDOM) else os.path.abspath(job.weights)
+    return replace(job, weights=weights, checkpoint=job.checkpoint.absolute() if job.checkpoint else None)
+
+
+def _seen_from_anywhere(prepared: Prepared) -> Prepared:
+    """Return a scene whose files are named by absolute paths; what GDAL opens otherwise keeps its name."""
+    sources = {}
+    for m, source in prepared.sources.items():
+        told = source.validity
+        told = replace(told, path=_absolute(told.path)) if told else None
+        sources[m] = replace(source, path=_absolute(source.path), validity=told)
+    return replace(prepared, sources=sources)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(path) if os.path.exists(path) else path
