@@ -65,9 +65,9 @@ def test_log_file(tmtool: Any, tmp_path: Path, make_raster: Any, identity: str) 
 
 
 LAYERS = [
-    {"cli"},
+    {"cli", "api"},
     {"cluster"},
-    {"run"},
+    {"run", "datasets"},
     {"writing", "pipeline"},
     {"provenance"},
     {"job", "engine"},

@@ -11,7 +11,7 @@ from tmtool.batches import Feed, RollingRows, TileInput, collate, load, read_ahe
 from tmtool.grid import PATCH, BoolArray, FloatArray, OutputSpec, Strip, Tile, TileBatch
 from tmtool.lanes import Lanes
 from tmtool.models import TileModel
-from tmtool.plan import TilePlan
+from tmtool.plan import TilePlan, hull
 from tmtool.products import Product
 from tmtool.stitch import Stitcher
 
@@ -87,8 +87,8 @@ class Engine:
         rows = rows if rows is not None else range(plan.shape[0])
         cols = cols if cols is not None else range(plan.shape[1])
         asked = [(s, plan.product_rows(rows, s), plan.product_cols(cols, s)) for s in self.specs]
-        tile_rows = _hull([plan.tile_rows(r, s) for s, r, c in asked if r and c])
-        tile_cols = _hull([plan.tile_cols(c, s) for s, r, c in asked if r and c])
+        tile_rows = hull([plan.tile_rows(r, s) for s, r, c in asked if r and c])
+        tile_cols = hull([plan.tile_cols(c, s) for s, r, c in asked if r and c])
         if not tile_rows:
             return
         tiles = list(plan.tiles(tile_rows, tile_cols))
@@ -172,17 +172,16 @@ class Engine:
             yield tile, valid, {name: values[i] for name, values in outputs.items()}
 
 
-def _hull(spans: Sequence[range]) -> range:
-    """Return the range that holds all of these."""
-    return range(min(s.start for s in spans), max(s.stop for s in spans)) if spans else range(0)
-
-
 @contextmanager
-def patch_feed(engine: Engine, fill: tuple[float, ...]) -> Iterator[Feed]:
-    """Give a feed of the one product on the patch grid that `engine` makes, computed row by row as it is asked for."""
+def patch_feed(engine: Engine, fill: tuple[float, ...], stop: Callable[[], int]) -> Iterator[Feed]:
+    """Give a feed of the one product on the patch grid that `engine` makes, computed row by row as it is asked for.
+
+    Rows of patches from `stop()` on will not be asked for: what is read ahead ends there.
+    """
 
     def start(row: int) -> Generator[Strip, None, None]:
-        with closing(engine.strips(range(row * PATCH, engine.plan.shape[0]))) as strips:
+        rows = range(row * PATCH, min(stop() * PATCH, engine.plan.shape[0]))
+        with closing(engine.strips(rows)) as strips:
             for _, strip in strips:
                 yield strip
 

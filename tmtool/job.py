@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -188,12 +189,26 @@ def target(scene: Scene, product: Product) -> Path:
 
 def prepare(job: Job, scene: Scene, *, writes: bool = True) -> Prepared:
     """Check everything about a scene that can be known before a model is loaded. Raises `TmtoolError`."""
+    prepared = prepared_of(job, scene, [look_at(job, path, modality) for modality, path in scene.inputs])
+    if writes:
+        _check_targets(prepared)
+    return prepared
+
+
+def look_at(job: Job, raster: Any, modality: Modality | None) -> Source:
+    """Look at one input of a job: a path, or what xarray has of a raster or of tokens. Raises `InputError`."""
+    tokens = token_source(raster) if TASKS[job.task].from_tokens else None
+    return tokens or inspect(raster, modality, job.s2_offset)
+
+
+def prepared_of(job: Job, scene: Scene, found: Sequence[Source]) -> Prepared:
+    """Check what was found of a scene's inputs against the job and each other. Raises `InputError`."""
     sources: dict[str, Source] = {}
-    for modality, path in scene.inputs:
-        source = (token_source(path) if TASKS[job.task].from_tokens else None) or inspect(path, modality, job.s2_offset)
-        if source.modality.name in sources:
-            raise InputError(f"{path}: is {source.modality.name}, as {sources[source.modality.name].path} is already.")
-        sources[source.modality.name] = source
+    for source in found:
+        name = source.modality.name
+        if name in sources:
+            raise InputError(f"{source.path}: is {name}, as {sources[name].path} is already.")
+        sources[name] = source
     for source in sources.values():
         _check_taken(job, source)
     check_one_grid(list(sources.values()))
@@ -201,8 +216,6 @@ def prepare(job: Job, scene: Scene, *, writes: bool = True) -> Prepared:
     prepared = Prepared(scene, sources, TilePlan(next(iter(sources.values())).grid.shape, job.tiling), products)
     if job.embedding.coords and prepared.grid.crs is None:
         raise InputError(f"{scene.path}: has no CRS, so its coordinates are not known; leave out --coords.")
-    if writes:
-        _check_targets(prepared)
     return prepared
 
 

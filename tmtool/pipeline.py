@@ -15,12 +15,13 @@ from tmtool import models
 from tmtool.batches import Feed
 from tmtool.device import Compute, resolve
 from tmtool.engine import Block, Engine, Lazy, Watch, finished, patch_feed
-from tmtool.grid import BoolArray, FloatArray, Window
+from tmtool.grid import PATCH, BoolArray, FloatArray, Window
 from tmtool.job import Job, Prepared
 from tmtool.memory import BackOff, loading
 from tmtool.modality import MODALITIES
 from tmtool.models import ModelSpec
 from tmtool.models.weights import WeightFile, digest, local_file, locate
+from tmtool.plan import hull
 from tmtool.products import tokenised
 from tmtool.source import Reader, Source, centres, set_block_cache
 from tmtool.tasks import TASKS
@@ -118,6 +119,7 @@ class Pipeline:
         self._of = models
         self._engines: list[Engine] = []
         self._models: list[list[Lazy]] = []
+        self._encoded = 0  # rows of patches that are decoded in the end
         plan, sources = prepared.plan, prepared.sources
         feeds = {m: self._feed(source, stack) for m, source in sources.items()}
         for m, source in sources.items():
@@ -127,7 +129,8 @@ class Pipeline:
                     encoding = replace(encoding, compute=replace(encoding.compute, threads=spec.compute.threads))
                     tokens = tokenised(MODALITIES[m]).spec
                     encoder = self._engine(encoding, plan, [tokens], {m: feeds[m]}, batch)
-                    feeds[m] = stack.enter_context(patch_feed(encoder, (float(MODALITIES[m].middle_token),)))
+                    fill = (float(MODALITIES[m].middle_token),)
+                    feeds[m] = stack.enter_context(patch_feed(encoder, fill, lambda: self._encoded))
                 feeds |= self._validity(source, stack)
         centre = centres(prepared.grid) if spec.embedding.coords else None
         self._engine(spec, plan, [p.spec for p in prepared.products], feeds, batch, advance, centre)
@@ -137,7 +140,9 @@ class Pipeline:
 
     def blocks(self, rows: range, cols: range) -> Generator[Block, None, None]:
         """Yield the finished rows of these source rows and columns; see `Engine.blocks`."""
-        return self._engines[-1].blocks(rows, cols)
+        engine = self._engines[-1]
+        self._encoded = engine.plan.seen(rows, engine.specs, PATCH).stop
+        return engine.blocks(rows, cols)
 
     def _engine(self, spec: ModelSpec, *args: Any) -> Engine:
         copies = [replace(spec, compute=compute) for compute in spec.compute.each]
@@ -231,6 +236,26 @@ class Computed:
     empty_tiles: int
     model_seconds: float
     batch: int
+
+
+def part(job: Job, prepared: Prepared, rows: range) -> Prepared:
+    """Return a scene which holds, of inputs that are arrays, no more rows than the block of these source rows sees."""
+    plan, specs = prepared.plan, [product.spec for product in prepared.products]
+    pixels, patches = plan.seen(rows, specs), plan.seen(rows, specs, PATCH)
+    encoded = range(patches.start * PATCH, min(patches.stop * PATCH, plan.shape[0]))
+
+    def held(source: Source) -> Source:
+        if source.array is None:
+            return source
+        if source.scale == PATCH:
+            validity = source.validity and held(source.validity)
+            return replace(source, array=source.array.rows(patches), validity=validity)
+        if TASKS[job.task].from_tokens and not source.made:
+            tokens = tokenised(source.modality).spec
+            return replace(source, array=source.array.rows(hull([pixels, plan.seen(encoded, [tokens])])))
+        return replace(source, array=source.array.rows(pixels))
+
+    return replace(prepared, sources={m: held(source) for m, source in prepared.sources.items()})
 
 
 _last: Models | None = None

@@ -4,7 +4,7 @@ Tiles start at `-delta + i*stride`; `delta` px of each side are discarded. A ras
 without delta, its longer side rounded up to a patch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmtool.errors import UsageError
-from tmtool.grid import PATCH, Grid, OutputSpec, Placement, Tile, Window
+from tmtool.grid import PATCH, Grid, OutputSpec, Placement, Tile, Window, reflect
 
 REPEATED = 0.07
 """Share of a scene's tiles that may be computed twice so that its blocks can be computed apart."""
@@ -151,6 +151,20 @@ class TilePlan:
         """
         return self._cut(0, max(least, 1 + int(REPEATED * self.counts[0])))
 
+    def even_blocks(self, least: int = 1) -> list[range]:
+        """Cut the scene into blocks of source rows as `row_blocks` does, all of one height but for a lower last one.
+
+        Which is what chunks of a Zarr store have to be. There are at least `least` if there are tile rows for it.
+        """
+        height, count = self.shape[0], self.counts[0]
+        usual = 1 + int(REPEATED * count)
+        sides = [k * self.step for k in range(1, count + 1)]
+        if least <= usual:
+            side = next((n for n in sides if -(-height // n) <= usual), height)
+        else:
+            side = next((n for n in reversed(sides) if -(-height // n) >= least), self.step)
+        return [range(row, min(row + side, height)) for row in range(0, height, side)]
+
     def _cut(self, axis: int, parts: int) -> list[range]:
         count = self.counts[axis]
         parts = min(parts, count)
@@ -172,6 +186,18 @@ class TilePlan:
     def tile_cols(self, cols: range, spec: OutputSpec) -> range:
         """Return the tile columns that contribute to these product columns."""
         return self._touching(cols, spec, 1)
+
+    def seen(self, rows: range, specs: Sequence[OutputSpec], scale: int = 1) -> range:
+        """Return the rows of an input, in px of `scale` source px, that the tiles of these source rows see.
+
+        What is reflected beyond the raster's border is in it.
+        """
+        tiles = hull([self.tile_rows(self.product_rows(rows, spec), spec) for spec in specs])
+        if not tiles:
+            return range(0)
+        start, stop = self.origin(tiles.start) // scale, (self.origin(tiles.stop - 1) + self.size) // scale
+        index = reflect(start, stop, -(-self.shape[0] // scale))
+        return range(int(index.min()), int(index.max()) + 1)
 
     def _touching(self, span: range, spec: OutputSpec, axis: int) -> range:
         length, count = self.shape[axis], self.counts[axis]
@@ -207,6 +233,12 @@ class TilePlan:
         nearest_before = (centre <= border) | (i == count - 1)  # on a tie the earlier tile owns the px
         nearest_after = (centre > border - 2 * self.tiling.stride) | (i == 0)
         return nearest_before & nearest_after
+
+
+def hull(spans: Sequence[range]) -> range:
+    """Return the range that holds all of these that are not empty."""
+    some = [span for span in spans if span]
+    return range(min(s.start for s in some), max(s.stop for s in some)) if some else range(0)
 
 
 def blend_window(crop: int, stride: int, delta: int) -> NDArray[np.float64]:

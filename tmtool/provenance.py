@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tmtool import __version__, models
-from tmtool.errors import ProductError
+from tmtool.errors import InputError, ProductError
 from tmtool.job import Job, Prepared, target
 from tmtool.modality import MODALITIES
 from tmtool.models import ModelSpec
@@ -128,6 +128,17 @@ def status_of(prepared: Prepared, said: Mapping[str, Any]) -> Status:
         if made.get("validity") and not (path.parent / made["validity"]).exists():
             return Status("absent", f"{made['validity']} is missing")
     return Status("done" if len(existing) == len(wanted) else "absent")
+
+
+def check_tokenizer(prepared: Prepared, said: Mapping[str, Any]) -> None:
+    """Raise `InputError` for tokens that another tokenizer made than the one that would decode them."""
+    for source in prepared.sources.values():
+        if source.made and source.made.get("weights") != said["weights"]:
+            raise InputError(
+                f"{source.path}: its tokens were made by another tokenizer ({source.made.get('model')}, "
+                f"{weights_text(source.made.get('weights'))}) than the one in use ({said['model']}, "
+                f"{weights_text(said['weights'])}). Use the --model and --weights that they were made with."
+            )
 
 
 def weights_text(weights: Any) -> str:

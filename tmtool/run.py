@@ -14,14 +14,14 @@ from typing import Any, Protocol
 from tmtool import models
 from tmtool.device import batch_size
 from tmtool.engine import Block, Watch
-from tmtool.errors import InputError, OutOfMemory, ProductError
+from tmtool.errors import OutOfMemory, ProductError
 from tmtool.job import Job, Prepared
 from tmtool.journal import journal_path, read
 from tmtool.memory import fit, limit_bytes
 from tmtool.models import ModelSpec
 from tmtool.pipeline import Models, Pipeline
 from tmtool.progress import Reporter, SilentReporter
-from tmtool.provenance import Status, fingerprint, provenance_of, status_of, weights_text
+from tmtool.provenance import Status, check_tokenizer, fingerprint, provenance_of, status_of
 from tmtool.source import set_block_cache
 from tmtool.tasks import TASKS
 from tmtool.writing import Writing, Written
@@ -77,13 +77,7 @@ class Runner:
         Raises `InputError` for tokens that another tokenizer made than the one that would decode them.
         """
         said = self._said(prepared, self.models.spec(tuple(prepared.sources)))
-        for source in prepared.sources.values():
-            if source.made and source.made.get("weights") != said["weights"]:
-                raise InputError(
-                    f"{source.path}: its tokens were made by another tokenizer ({source.made.get('model')}, "
-                    f"{weights_text(source.made.get('weights'))}) than the one in use ({said['model']}, "
-                    f"{weights_text(said['weights'])}). Use the --model and --weights that they were made with."
-                )
+        check_tokenizer(prepared, said)
         return status_of(prepared, said)
 
     def run(self, prepared: Prepared, place: str = "", check: Callable[[], None] = lambda: None) -> SceneResult:

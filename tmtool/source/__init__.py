@@ -1,12 +1,14 @@
-"""Rasters as they come: what a file is, whether it can be used, and its pixels and validity window by window."""
+"""Rasters as they come: what a file or an array is, whether it can be used, and its pixels and validity window by window."""
 
 from tmtool.source.grids import centres, check_one_grid, pixel_size_m
+from tmtool.source.held import Held
 from tmtool.source.inspection import inspect
-from tmtool.source.opening import Source, opened, provenance
+from tmtool.source.opening import Source, opened
 from tmtool.source.reader import Reader, set_block_cache
 from tmtool.source.tokens import token_source
 
 __all__ = [
+    "Held",
     "Reader",
     "Source",
     "centres",
@@ -14,7 +16,6 @@ __all__ = [
     "inspect",
     "opened",
     "pixel_size_m",
-    "provenance",
     "set_block_cache",
     "token_source",
 ]

@@ -1,82 +1,68 @@
 """What a raster is, and whether it can be used: from its metadata and a few small windows."""
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from affine import Affine
-from rasterio.enums import ColorInterp, MaskFlags
 
 from tmtool.errors import InputError, ReadError
 from tmtool.grid import FloatArray, Grid, Window
 from tmtool.modality import MODALITIES, S2_NAMES, Modality
+from tmtool.source.arrays import described_array
 from tmtool.source.grids import pixel_size_m
-from tmtool.source.opening import Source, opened, provenance
+from tmtool.source.opening import Description, Source, described
 from tmtool.source.reader import Reader
 
 _EXPECTED_PIXEL_M = (8.0, 12.0)
 
 
-def inspect(path: str, modality: Modality | None = None, s2_offset: float | None = None) -> Source:
-    """Look at the raster `path`, taking it for `modality` or finding out what it is.
+def inspect(raster: Any, modality: Modality | None = None, s2_offset: float | None = None) -> Source:
+    """Look at a raster, a path or an `xarray.DataArray`, taking it for `modality` or finding out what it is.
 
     Reads metadata and a few small windows. Raises `InputError` for whatever would make a run fail or mean nothing.
     """
-    with opened(path) as src:
-        _refuse_unusable(src, path)
-        if (task := provenance(src).get("task")) in ("tokenize", "embed"):
-            what, use = (
-                ("tokens", "tmtool reconstruct takes it") if task == "tokenize" else ("embeddings", "it is no input")
-            )
-            raise InputError(f"{path}: holds {what} that tmtool {task} made; {use}.")
-        modality, modality_why, bands = _identify(src, path, modality)
-        offset, offset_why = _offset(src, modality, s2_offset)
-        dtype = src.dtypes[bands[0] - 1]
-        if np.dtype(dtype).kind == "c":
-            raise InputError(
-                f"{path}: values are complex ({dtype}); tmtool takes real values such as backscatter in dB."
-            )
-        nodata, nodata_why = _nodata(src, modality, bands)
-        source = Source(
-            path=path,
-            modality=modality,
-            modality_why=modality_why,
-            grid=Grid(src.crs, src.transform, src.shape),
-            bands=bands,
-            dtype=dtype,
-            nodata=nodata,
-            nodata_why=nodata_why,
-            mask_band=_has_mask_band(src, bands),
-            block=src.block_shapes[bands[0] - 1],
-            offset=offset,
-            offset_why=offset_why,
-            warnings=tuple(_pixel_size_warnings(src)),
+    found = described(raster) if isinstance(raster, str) else described_array(raster)
+    if (task := found.made.get("task")) in ("tokenize", "embed"):
+        what, use = (
+            ("tokens", "tmtool reconstruct takes it") if task == "tokenize" else ("embeddings", "it is no input")
         )
-    _check_values(source)
+        raise InputError(f"{found.path}: holds {what} that tmtool {task} made; {use}.")
+    modality, modality_why, bands = _identify(found, modality)
+    offset, offset_why = _offset(found, modality, s2_offset)
+    dtype = found.dtypes[bands[0] - 1]
+    if np.dtype(dtype).kind == "c":
+        raise InputError(
+            f"{found.path}: values are complex ({dtype}); tmtool takes real values such as backscatter in dB."
+        )
+    nodata, nodata_why = _nodata(found, modality, bands)
+    source = Source(
+        path=found.path,
+        modality=modality,
+        modality_why=modality_why,
+        grid=found.grid,
+        bands=bands,
+        dtype=dtype,
+        nodata=nodata,
+        nodata_why=nodata_why,
+        mask_band=found.mask_bands[bands[0] - 1],
+        block=found.blocks[bands[0] - 1],
+        offset=offset,
+        offset_why=offset_why,
+        warnings=tuple(_pixel_size_warnings(found.grid)),
+        array=found.array,
+    )
+    if not (found.array and found.array.lazy and found.made):  # tmtool's own values are as they should be once computed
+        _check_values(source)
     return source
 
 
-def _refuse_unusable(src: Any, path: str) -> None:
-    if src.count == 0:
-        inside = "\n  ".join(src.subdatasets[:8])
-        hint = f"Give one of its subdatasets:\n  {inside}" if inside else "It has no bands."
-        raise InputError(f"{path}: holds no raster bands itself. {hint}")
-    if src.gcps[0] and src.transform == Affine.identity():
-        raise InputError(
-            f"{path}: is georeferenced by ground control points only, not by a CRS and an affine. Warp it first: "
-            f"gdalwarp -t_srs EPSG:326xx -tr 10 10 -r bilinear {os.path.basename(path)} warped.tif"
-        )
-    if src.rpcs and src.transform == Affine.identity():
-        raise InputError(f"{path}: is georeferenced by RPCs only. Orthorectify it first: gdalwarp -rpc -tr 10 10 ...")
-
-
-def _identify(src: Any, path: str, asked: Modality | None) -> tuple[Modality, str, tuple[int, ...]]:
+def _identify(found: Description, asked: Modality | None) -> tuple[Modality, str, tuple[int, ...]]:
     """Return the modality, why it is that, and the numbers of its bands in its own order."""
-    data = [i for i, interp in zip(src.indexes, src.colorinterp, strict=True) if interp != ColorInterp.alpha]
-    named = {_band_name(src.descriptions[i - 1]): i for i in data if src.descriptions[i - 1]}
+    path = found.path
+    data = [i for i, alpha in enumerate(found.alpha, 1) if not alpha]
+    named = {_band_name(name): i for i in data if (name := found.names[i - 1])}
     if asked is None:
-        modality, why = _guess(src, path, len(data), set(named))
+        modality, why = _guess(found, len(data), set(named))
     else:
         modality, why = asked, "--in"
     whole = MODALITIES[modality.name]
@@ -107,8 +93,9 @@ def _band_name(description: str) -> str:
     return f"B0{name[1]}" if len(name) == 2 and name[0] == "B" and name[1].isdigit() else name
 
 
-def _guess(src: Any, path: str, count: int, names: set[str]) -> tuple[Modality, str]:
-    if (made := provenance(src).get("modality")) in MODALITIES:
+def _guess(found: Description, count: int, names: set[str]) -> tuple[Modality, str]:
+    path = found.path
+    if (made := found.made.get("modality")) in MODALITIES:
         return MODALITIES[made], "its tmtool provenance"
     for modality in (MODALITIES["S2L1C"], MODALITIES["S2L2A"]):  # L1C first: its bands include L2A's
         if set(modality.bands) <= names:
@@ -117,7 +104,7 @@ def _guess(src: Any, path: str, count: int, names: set[str]) -> tuple[Modality, 
     if count in by_count:
         return MODALITIES[by_count[count]], f"its {count} bands"
     if count == 3:
-        dtypes = set(src.dtypes[:3])
+        dtypes = set(found.dtypes[:3])
         if dtypes == {"uint8"}:
             return MODALITIES["RGB"], "its 3 bands of uint8"
         raise InputError(
@@ -141,19 +128,16 @@ def _fitting(count: int) -> str:
     return f"{_bands(count).capitalize()} would fit {' or '.join(fits)}: say --in {fits[0]}{' (or another)' if fits[1:] else ''}."
 
 
-def _offset(src: Any, modality: Modality, asked: float | None) -> tuple[float, str]:
+def _offset(found: Description, modality: Modality, asked: float | None) -> tuple[float, str]:
     """Return what was added to the DN, and where that is known from."""
     if not modality.is_optical:
         return 0.0, "not Sentinel-2"
     if asked is not None:
         return float(asked), "--s2-offset"
-    tags = {**src.tags()}
-    for band in src.indexes:
-        tags.update(src.tags(band))
-    said = {float(v) for k, v in tags.items() if "ADD_OFFSET" in k.upper() and _is_number(v)}
+    said = {float(v) for k, v in found.tags.items() if "ADD_OFFSET" in k.upper() and _is_number(v)}
     if len(said) == 1:
         return -said.pop() + 0.0, "the file's ADD_OFFSET metadata"
-    scaled = {round(o / s) for s, o in zip(src.scales, src.offsets, strict=True) if s not in (0, 1) and o}
+    scaled = {round(o / s) for s, o in zip(found.scales, found.offsets, strict=True) if s not in (0, 1) and o}
     if len(scaled) == 1:
         return -float(scaled.pop()), "the file's band scale and offset"
     return 0.0, "nothing in the file says otherwise"
@@ -167,8 +151,8 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _nodata(src: Any, modality: Modality, bands: Sequence[int]) -> tuple[float | None, str]:
-    value = src.nodatavals[bands[0] - 1]
+def _nodata(found: Description, modality: Modality, bands: Sequence[int]) -> tuple[float | None, str]:
+    value = found.nodata[bands[0] - 1]
     if value is not None:
         return float(value), "declared in the file"
     if modality.is_optical:
@@ -176,17 +160,12 @@ def _nodata(src: Any, modality: Modality, bands: Sequence[int]) -> tuple[float |
     return None, "none declared"
 
 
-def _has_mask_band(src: Any, bands: Sequence[int]) -> bool:
-    flags = src.mask_flag_enums[bands[0] - 1]
-    return MaskFlags.per_dataset in flags or MaskFlags.alpha in flags
-
-
-def _pixel_size_warnings(src: Any) -> Iterator[str]:
-    size = pixel_size_m(Grid(src.crs, src.transform, src.shape))
+def _pixel_size_warnings(grid: Grid) -> Iterator[str]:
+    size = pixel_size_m(grid)
     low, high = _EXPECTED_PIXEL_M
     if size is not None and not low <= size <= high:
         yield f"pixels are {size:.3g} m, TerraMind was trained at 10 m: resample first (gdalwarp -tr 10 10) for results that mean something"
-    if src.crs is None:
+    if grid.crs is None:
         yield "has no georeferencing; neither will its products"
 
 

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from affine import Affine
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from tmtool.errors import InputError
 from tmtool.grid import Grid
 from tmtool.modality import Modality
+from tmtool.source.held import Held
 from tmtool.writer import PROVENANCE_TAG
 
 
@@ -45,9 +48,13 @@ class Source:
     """Provenance of a token raster."""
     validity: "Source | None" = None
     """Where a token raster's pixels without data are told, if it has any."""
+    array: Held | None = field(default=None, compare=False, repr=False)
+    """The values, where there is no file of them; `path` is then what messages call them."""
 
     def cache_bytes(self, tile_height: int, width: int | None = None) -> int:
         """GDAL block cache that lets tiles of this height pass over the raster, or `width` px of it, decoding each block once."""
+        if self.array is not None:
+            return 0
         rows, cols = (
             min((-(-size // block) + 1) * block, most)
             for size, block, most in zip(
@@ -55,6 +62,70 @@ class Source:
             )
         )
         return rows * cols * len(self.bands) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a raster says of itself, whatever holds it: an entry a band, alpha bands included.
+
+    `tags` are those of the raster and of its bands, `made` is how tmtool made it, if it did. `path` is what messages call it.
+    """
+
+    path: str
+    grid: Grid
+    names: tuple[str | None, ...]
+    dtypes: tuple[str, ...]
+    nodata: tuple[float | None, ...]
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+    alpha: tuple[bool, ...]
+    mask_bands: tuple[bool, ...]
+    blocks: tuple[tuple[int, int], ...]
+    tags: Mapping[str, str]
+    made: Mapping[str, Any]
+    array: Held | None = None
+
+
+def described(path: str) -> Description:
+    """Return what the raster at `path` says of itself. Raises `InputError` if it is none, or lies nowhere."""
+    with opened(path) as src:
+        _refuse_unusable(src, path)
+        tags = dict(src.tags())
+        for band in src.indexes:
+            tags.update(src.tags(band))
+        return Description(
+            path=path,
+            grid=Grid(src.crs, src.transform, src.shape),
+            names=src.descriptions,
+            dtypes=src.dtypes,
+            nodata=src.nodatavals,
+            scales=src.scales,
+            offsets=src.offsets,
+            alpha=tuple(interp == ColorInterp.alpha for interp in src.colorinterp),
+            mask_bands=tuple(bool({MaskFlags.per_dataset, MaskFlags.alpha} & {*f}) for f in src.mask_flag_enums),
+            blocks=tuple(src.block_shapes),
+            tags=tags,
+            made=provenance_in(src.tags()),
+        )
+
+
+def _refuse_unusable(src: Any, path: str) -> None:
+    if src.count == 0:
+        inside = "\n  ".join(src.subdatasets[:8])
+        hint = f"Give one of its subdatasets:\n  {inside}" if inside else "It has no bands."
+        raise InputError(f"{path}: holds no raster bands itself. {hint}")
+    refuse_points(path, bool(src.gcps[0]), src.transform)
+    if src.rpcs and src.transform == Affine.identity():
+        raise InputError(f"{path}: is georeferenced by RPCs only. Orthorectify it first: gdalwarp -rpc -tr 10 10 ...")
+
+
+def refuse_points(path: str, points: bool, transform: Affine) -> None:
+    """Raise `InputError` for a raster that is georeferenced by ground control points alone."""
+    if points and transform == Affine.identity():
+        raise InputError(
+            f"{path}: is georeferenced by ground control points only, not by a CRS and an affine. Warp it first: "
+            f"gdalwarp -t_srs EPSG:326xx -tr 10 10 -r bilinear {os.path.basename(path)} warped.tif"
+        )
 
 
 @contextlib.contextmanager
@@ -79,10 +150,10 @@ def open_raster(path: str) -> Any:
             raise InputError(f"{path}: GDAL cannot open it as a raster ({error}).") from error
 
 
-def provenance(src: Any) -> dict[str, Any]:
-    """Return what a raster says of how tmtool made it; nothing if it does not."""
+def provenance_in(tags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a raster's tags say of how tmtool made it; nothing if they do not."""
     try:
-        said = json.loads(src.tags().get(PROVENANCE_TAG, "{}"))
-    except ValueError:
+        said = json.loads(tags.get(PROVENANCE_TAG, "{}"))
+    except (ValueError, TypeError):
         return {}
     return said if isinstance(said, dict) else {}

@@ -70,7 +70,7 @@ class Reader:
 
     def _handle(self) -> Any:
         if not hasattr(self._local, "src"):
-            self._local.src = open_raster(self.source.path)
+            self._local.src = self.source.array or open_raster(self.source.path)
             with self._lock:
                 self._handles.append(self._local.src)
         return self._local.src

@@ -1,59 +1,86 @@
-"""Token rasters that `tmtool tokenize` wrote, as sources."""
+"""Token rasters that `tmtool tokenize` wrote, or `tmtool.tokenize` returned, as sources."""
 
 import os
 from dataclasses import replace
+from typing import Any
 
 from tmtool.errors import InputError
-from tmtool.grid import PATCH, Grid
+from tmtool.grid import PATCH
 from tmtool.modality import MODALITIES, TOKEN_NODATA
-from tmtool.source.opening import Source, opened, provenance
+from tmtool.source.arrays import described_array
+from tmtool.source.opening import Description, Source, described
 
 
-def token_source(path: str) -> Source | None:
-    """Return the token raster at `path`, or None if it is something else.
+def token_source(raster: Any) -> Source | None:
+    """Return a token raster as a source, or None if `raster` is something else.
 
-    Raises `InputError` for one that is damaged, or that lacks the file that tells its pixels without data.
+    It is the path of one, or the `xarray.Dataset` of the tokens and their validity. Raises `InputError` for one that is
+    damaged, or that lacks what tells its pixels without data.
     """
-    with opened(path) as src:
-        made = provenance(src)
-        if made.get("task") != "tokenize" or "codebook" not in made:
-            return None
-        grid = Grid(src.crs, src.transform, src.shape)
-        whole = grid.finer(PATCH, (made["source"]["height"], made["source"]["width"]))
-        if src.count != 1 or src.dtypes[0] != "uint16" or whole.coarser(PATCH) != grid:
-            raise InputError(
-                f"{path}: is no longer the token raster that tmtool wrote for {whole.shape[0]} x {whole.shape[1]} px; it "
-                f"has {src.count} band(s) of {src.dtypes[0]}, {src.height} x {src.width}. Tokenize the raster again."
-            )
-        source = Source(
-            path,
-            MODALITIES[made["modality"]],
-            "its tmtool provenance",
-            whole,
-            (1,),
-            "uint16",
-            float(TOKEN_NODATA),
-            "token raster",
-            False,
-            src.block_shapes[0],
-            0.0,
-            "tokens",
-            scale=PATCH,
-            made=made,
+    found = described(raster) if isinstance(raster, str) else described_array(_tokens_of(raster))
+    made = found.made
+    if made.get("task") != "tokenize" or "codebook" not in made:
+        return None
+    grid, count, dtype = found.grid, len(found.dtypes), found.dtypes[0]
+    whole = grid.finer(PATCH, (made["source"]["height"], made["source"]["width"]))
+    if count != 1 or dtype != "uint16" or whole.coarser(PATCH) != grid:
+        raise InputError(
+            f"{found.path}: is no longer the token raster that tmtool wrote for {whole.shape[0]} x {whole.shape[1]} px; it "
+            f"has {count} band(s) of {dtype}, {grid.shape[0]} x {grid.shape[1]}. Tokenize the raster again."
         )
-    beside = made["validity"] and os.path.join(os.path.dirname(path), made["validity"])
-    return replace(source, validity=_validity(source, beside)) if beside else source
+    source = Source(
+        found.path,
+        MODALITIES[made["modality"]],
+        "its tmtool provenance",
+        whole,
+        (1,),
+        "uint16",
+        float(TOKEN_NODATA),
+        "token raster",
+        False,
+        found.blocks[0],
+        0.0,
+        "tokens",
+        scale=PATCH,
+        made=made,
+        array=found.array,
+    )
+    return replace(source, validity=_validity(source, raster)) if made["validity"] else source
 
 
-def _validity(tokens: Source, path: str) -> Source:
+def _tokens_of(raster: Any) -> Any:
+    """Return the tokens among the variables of a Dataset; what is none is returned as it is."""
+    variables = getattr(raster, "data_vars", {})
+    return next((raster[name] for name in variables if str(name).endswith("_tokens")), raster)
+
+
+def _validity(tokens: Source, raster: Any) -> Source:
+    """Return the source that tells which pixels of a token raster hold data: the file, or the variable, beside it."""
+    found = _file_beside(tokens, raster) if isinstance(raster, str) else _variable_beside(tokens, raster)
+    if found.grid != tokens.grid:
+        raise InputError(
+            f"{found.path}: does not belong to {tokens.path}: it lies at {found.grid}, expected {tokens.grid}."
+        )
+    return replace(
+        tokens, path=found.path, dtype="uint8", nodata=0.0, block=found.blocks[0], scale=1, array=found.array
+    )
+
+
+def _file_beside(tokens: Source, path: str) -> Description:
+    name = tokens.made["validity"]
     try:
-        with opened(path) as src:
-            grid, block = Grid(src.crs, src.transform, src.shape), src.block_shapes[0]
+        return described(os.path.join(os.path.dirname(path), name))
     except InputError as error:
         raise InputError(
-            f"{tokens.path}: its raster had pixels without data, which are told by {os.path.basename(path)}; that has to "
-            f"lie beside it. {error}"
+            f"{tokens.path}: its raster had pixels without data, which are told by {name}; that has to lie beside it. {error}"
         ) from error
-    if grid != tokens.grid:
-        raise InputError(f"{path}: does not belong to {tokens.path}: it lies at {grid}, expected {tokens.grid}.")
-    return replace(tokens, path=path, dtype="uint8", nodata=0.0, block=block, scale=1)
+
+
+def _variable_beside(tokens: Source, raster: Any) -> Description:
+    name = f"{tokens.modality.name}_valid"
+    if name not in getattr(raster, "data_vars", ()):
+        raise InputError(
+            f"{tokens.path}: comes without {name}, which tells the pixels without data: give the whole Dataset that "
+            "tokenize returned."
+        )
+    return described_array(raster[name])
