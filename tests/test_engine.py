@@ -1,6 +1,8 @@
 """Tiles in, rows out: models with known answers over awkward sizes."""
 
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -334,3 +336,28 @@ def test_blocks_say_which_rows_are_final_though_empty_tiles_come_first() -> None
             assert strip.row + len(strip.valid) == block.row
         done = block.row
     assert done == 1000
+
+
+def test_a_batch_that_is_not_full_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of empty tiles after one that waits would pile up, and all their rows come at once."""
+    monkeypatch.setattr("tmtool.engine._MOST_PASSED", 8)
+    raster = scene((9000, 200))
+    valid = np.zeros((9000, 200), bool)
+    valid[100:150] = True
+    feeds, lowest = feed_of(raster, valid), 0
+
+    def read(window: Any) -> Any:
+        nonlocal lowest
+        lowest = max(lowest, window.row)
+        return feeds["any"].read(window)
+
+    plan = TilePlan((9000, 200), TILINGS[0])
+    model = Identity({"x": 1}, keep=True)
+    engine = Engine(plan, [X], {"any": replace(feeds["any"], read=read)}, [model], batch=64)
+    with closing(engine.blocks()) as blocks:
+        for block in blocks:
+            assert lowest < block.row + 192 * (
+                8 + 64 + 2 + 3
+            )  # what may pass, what is read ahead, the tile's own height
+    assert len(model.batches) == 1
+    assert engine.empty_tiles == len(plan) - 1

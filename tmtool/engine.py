@@ -20,6 +20,9 @@ _READ_THREADS = (
 )
 
 
+_MOST_PASSED = 4096
+"""Empty tiles that may pass those that wait for a batch to be full, or for its results, while nothing becomes final."""
+
 _Made = tuple[Tile, BoolArray, Mapping[str, Any] | None]
 """A tile, its validity, and the model's outputs for it, or None for an empty one."""
 
@@ -111,11 +114,14 @@ class Engine:
             for stitcher in stitchers:
                 spec = stitcher.spec
                 values = None if outputs is None or not spec.channels else outputs[spec.name]
-                finished.append(list(stitcher.add(number, self.plan.place(tile, spec), values, valid)))
+                finished.append(stitcher.add(number, self.plan.place(tile, spec), values, valid))
             yield from self._as_blocks(finished)
 
-    def _as_blocks(self, finished: Sequence[Sequence[Strip]]) -> Iterator["Block"]:
-        """Yield a block for each row of tiles that is final now: all outputs have a strip of it."""
+    def _as_blocks(self, finished: Sequence[Iterator[Strip]]) -> Iterator["Block"]:
+        """Yield a block for each row of tiles that is final now: all outputs have a strip of it.
+
+        One after the other: after many empty tiles there are more than memory would hold.
+        """
         for strips in zip(*finished, strict=True):
             ends = [
                 (strip.row + len(strip.valid)) * self.plan.side(s) for s, strip in zip(self.specs, strips, strict=True)
@@ -127,21 +133,25 @@ class Engine:
         load_tile = partial(load, feeds=self.feeds, shape=self.plan.shape, delta=self.plan.delta)
         threads = 0 if any(feed.computed for feed in self.feeds.values()) else _READ_THREADS
         waiting: list[TileInput] = []
+        passed = self.empty_tiles
         # what the lanes have in hand is read ahead already
         reading = read_ahead(load_tile, tiles, depth=len(self.models) * self.batch + 2, threads=threads)
         with closing(reading) as items, Lanes([partial(self._call, model) for model in self.models]) as lanes:
             while (item := self._next(items, threads)) is not None:
-                if not item.pixels:
+                if item.pixels:
+                    waiting.append(item)
+                else:
                     self.empty_tiles += 1
                     self.advance(1)
                     yield item.tile, item.valid, None
-                    continue
-                waiting.append(item)
-                if len(waiting) == self.batch:
+                late = self.empty_tiles - passed >= _MOST_PASSED
+                if len(waiting) == self.batch or (waiting and late):
                     lanes.put(waiting)
                     waiting = []
-                while lanes.full:
+                while lanes.full or (late and len(lanes)):
                     yield from self._take(lanes)
+                if late:
+                    passed = self.empty_tiles
             if waiting:
                 lanes.put(waiting)
             while len(lanes):

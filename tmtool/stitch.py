@@ -37,7 +37,8 @@ class Stitcher:
             values, held = self._tile_mean(values, cells)
         else:
             o, win = place.offset, place.window
-            held = cells[o : o + win.height, o : o + win.width].copy()
+            held = cells[o : o + win.height, o : o + win.width]
+            held = held.copy() if held.any() else np.broadcast_to(np.False_, held.shape)  # thousands may be waiting
         self._waiting[index] = (place, values, held)
         while self._next in self._waiting:
             place, values, held = self._waiting.pop(self._next)
