@@ -13,6 +13,7 @@ from tmtool import noise
 from tmtool.device import Compute
 from tmtool.errors import DeviceError
 from tmtool.models import ModelSpec
+from tmtool.models.packing import PackedConv2d, pack_convolutions
 from tmtool.models.weights import load_strictly
 
 CORE = "core"
@@ -79,7 +80,8 @@ def place(module: nn.Module, compute: Compute) -> None:
     dtype = DTYPES[compute.precision]
     if dtype != torch.float32:
         _cast(module, dtype)
-        module.to(memory_format=torch.channels_last)  # what half-precision kernels want
+        pack_convolutions(module, compute)
+        _channels_last(module)
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.dtype == torch.float32:
                 tensor.data = tensor.data.clone()  # the last of the mapped file, which can be let go then
@@ -135,3 +137,12 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d) and not ("post_mlp" in name or "quant_proj" in name):
             part.to(dtype)
+
+
+def _channels_last(module: nn.Module) -> None:
+    """Lay weights out as half-precision kernels want them, but for those that will be packed, which takes longer then."""
+    for part in module.modules():
+        if not isinstance(part, PackedConv2d):
+            for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+                if tensor.ndim == 4:
+                    tensor.data = tensor.data.to(memory_format=torch.channels_last)
