@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tests.bench import _measure as m
-from tests.bench import accuracy, floor, generate, load, memory, others, overhead, throughput
+from tests.bench import accuracy, cluster, floor, generate, load, memory, others, overhead, throughput
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ PARTS = {
     "floor": Part("where a tile's time goes, beside its floor", floor.measure),
     "load": Part("memory of loading", load.measure_memory),
     "overhead": Part("the pipeline around a model without cost", overhead.measure),
+    "cluster": Part("Dask workers beside a plain run", cluster.measure),
 }
 
 

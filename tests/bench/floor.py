@@ -113,7 +113,8 @@ def profile(options: m.Options) -> tuple[dict[str, tuple[float, float, float]], 
     """
     from statistics import median
 
-    from torch.utils.flop_counter import FlopCounterMode
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
     from tests.bench import _models, _scenes
     from tmtool.modality import MODALITIES
@@ -146,7 +147,14 @@ def profile(options: m.Options) -> tuple[dict[str, tuple[float, float, float]], 
         stages.seconds.clear()
         run()
         turns.append(dict(stages.seconds))
-    stages.counter = FlopCounterMode(display=False)
+
+    def packed(x: Any, w: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+        return int(conv_flop_count(x, w, out_shape))
+
+    of = {
+        torch.ops.mkldnn._convolution_pointwise: packed
+    }  # what packed weights are multiplied by, unknown to the counter
+    stages.counter = FlopCounterMode(display=False, custom_mapping=of)
     with stages.counter:
         run()
     return {
