@@ -55,8 +55,8 @@ class SceneResult:
 class Runner:
     """Runs the prepared scenes of one job; a model is built once for each kind of input."""
 
-    def __init__(self, job: Job, reporter: Reporter | None = None, models: Models | None = None) -> None:
-        self.job, self.reporter, self.models = job, reporter or SilentReporter(), models or Models(job)
+    def __init__(self, job: Job, reporter: Reporter | None = None) -> None:
+        self.job, self.reporter, self.models = job, reporter or SilentReporter(), Models(job)
         self._least_said = sys.maxsize  # tiles a batch that the host has room for, as the log has been told
 
     def expect(self, prepared: Sequence[Prepared]) -> None:
