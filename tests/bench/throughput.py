@@ -6,6 +6,7 @@ The model that runs alone is the very one that the command built, on the batches
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,15 @@ class Keeper:
         return outputs
 
     def alone(self, least_s: float) -> float:
-        """Return tiles a second of the model alone, on the kept batches for at least so many seconds."""
+        """Return tiles a second of the model alone, on the kept batches for at least so many seconds.
+
+        On a thread that ends with it, as the command's does: were the main thread to call the model, OpenMP would keep
+        that thread's team, find more threads than cores from then on, and have all teams sleep where they spun.
+        """
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(self._alone, least_s).result()
+
+    def _alone(self, least_s: float) -> float:
         tiles, start = 0, time.perf_counter()
         m.synchronise()
         while tiles == 0 or time.perf_counter() - start < least_s:
