@@ -58,7 +58,9 @@ def _read_reflected(tile: Tile, feed: Feed, shape: tuple[int, int]) -> tuple[Flo
     origin, side = (tile.row // s, tile.col // s), tile.size // s
     rows, cols = (reflect(start, start + side, -(-n // s)) for start, n in zip(origin, shape, strict=True))
     window = Window(int(rows.min()), int(cols.min()), int(np.ptp(rows)) + 1, int(np.ptp(cols)) + 1)
-    at: tuple[Any, ...] = np.ix_(rows - window.row, cols - window.col)
+    # where nothing is reflected the window is the tile: picking its px one by one would cost more than reading them
+    straight = all(i[-1] - i[0] == side - 1 for i in (rows, cols))
+    at: tuple[Any, ...] = (slice(None),) * 2 if straight else np.ix_(rows - window.row, cols - window.col)
     values, valid = feed.read(window)
     if not valid.all():
         values = np.where(valid, values, np.asarray(feed.fill, np.float32)[:, None, None])

@@ -152,8 +152,9 @@ def _finish(modality: Modality, strip: Strip) -> NDArray[Any]:
 
 
 def _check_finite(name: str, strip: Strip) -> None:
-    if not np.isfinite(strip.values[:, strip.valid]).all():
-        rows = np.flatnonzero((~np.isfinite(strip.values).all(axis=0) & strip.valid).any(axis=1)) + strip.row
+    broken = ~np.isfinite(strip.values).all(axis=0) & strip.valid
+    if broken.any():
+        rows = np.flatnonzero(broken.any(axis=1)) + strip.row
         raise ProductError(
             f"{name}: the model gave non-finite values, first in row {rows[0]}. Weights or input are damaged, or "
             "--precision fp16 overflowed (try bf16 or fp32)."

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from math import prod
 from typing import Any
 
 from tests.bench import _measure as m
@@ -148,12 +149,14 @@ def profile(options: m.Options) -> tuple[dict[str, tuple[float, float, float]], 
         run()
         turns.append(dict(stages.seconds))
 
-    def packed(x: Any, w: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    def convolution(x: Any, w: Any, *_: Any, out_shape: Any, **__: Any) -> int:
         return int(conv_flop_count(x, w, out_shape))
 
-    of = {
-        torch.ops.mkldnn._convolution_pointwise: packed
-    }  # what packed weights are multiplied by, unknown to the counter
+    def linear(x: Any, w: Any, *_: Any, **__: Any) -> int:
+        return 2 * prod(x) * int(w[0])
+
+    # what oneDNN is asked for by name is unknown to the counter
+    of = {torch.ops.mkldnn._convolution_pointwise: convolution, torch.ops.mkldnn._linear_pointwise: linear}
     stages.counter = FlopCounterMode(display=False, custom_mapping=of)
     with stages.counter:
         run()

@@ -13,7 +13,7 @@ from tmtool import noise
 from tmtool.device import Compute
 from tmtool.errors import DeviceError
 from tmtool.models import ModelSpec
-from tmtool.models.packing import PackedConv2d, pack_convolutions
+from tmtool.models.onednn import PackedConv2d, use_onednn
 from tmtool.models.weights import load_strictly
 
 CORE = "core"
@@ -80,7 +80,8 @@ def place(module: nn.Module, compute: Compute) -> None:
     dtype = DTYPES[compute.precision]
     if dtype != torch.float32:
         _cast(module, dtype)
-        pack_convolutions(module, compute)
+    use_onednn(module, compute)
+    if dtype != torch.float32:
         _channels_last(module)
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.dtype == torch.float32:

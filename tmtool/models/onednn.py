@@ -1,0 +1,99 @@
+"""What oneDNN computes faster on an x86 CPU if it is asked by name, or keeps weights as it wants them.
+
+In bfloat16 it would rearrange the weights at every call: a twelfth of a U-Net's step, a tenth of a linear layer's time. The
+bits are the same, but for a linear layer's single row, which torch may multiply by a function of its own. In float32 torch
+gives linear layers to MKL, which on AMD's CPUs takes more than twice as long; the results differ by float32's rounding.
+"""
+
+import platform
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tmtool.device import Compute
+
+
+class PackedConv2d(nn.Conv2d):
+    """A `nn.Conv2d` that keeps its weight packed for the shape of its last input, and no other copy of it.
+
+    Its output is channels last. It is called by one thread at a time, as it packs anew for another shape.
+    """
+
+    _packed_for: tuple[int, ...] | None = None
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x = input.to(weight.dtype)  # autocast does not know this function
+        if x.shape != self._packed_for:
+            weight = self._pack(weight, tuple(x.shape))
+        return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
+            x, weight, bias, self.padding, self.stride, self.dilation, self.groups, "none", [], ""
+        )
+
+    def _pack(self, weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+        plain = weight.to_dense() if weight.is_mkldnn else weight
+        pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+        packed = pack(plain.to_mkldnn(), self.padding, self.stride, self.dilation, self.groups, shape)
+        self.weight, self._packed_for = nn.Parameter(packed, requires_grad=False), shape
+        return self.weight
+
+
+class OneDNNLinear(nn.Linear):
+    """A `nn.Linear` that oneDNN computes, with a weight that may be packed."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `(..., out)` of `(..., in)`, in the weight's dtype."""
+        x = input.to(self.weight.dtype)  # autocast does not know this function
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+def use_onednn(module: nn.Module, compute: Compute) -> None:
+    """Have oneDNN compute linear layers, and in bfloat16 pack weights: a convolution's at its first call, a linear's now.
+
+    Nothing changes where that is not possible. A weight that several parts share is left as it is.
+    """
+    if compute.device != "cpu" or compute.compiled:
+        return
+    if compute.precision == "fp32" and has_linear():
+        for part in module.modules():
+            if type(part) is nn.Linear:
+                part.__class__ = OneDNNLinear
+    if compute.precision == "bf16" and can_pack():
+        owners = Counter(id(p) for part in module.modules() for p in part.parameters(recurse=False))
+        for part in module.modules():
+            if type(part) is nn.Conv2d and part.weight.dtype == torch.bfloat16 and _is_plain(part):
+                part.__class__ = PackedConv2d
+            elif type(part) is nn.Linear and part.weight.dtype == torch.bfloat16:
+                part.__class__ = OneDNNLinear
+                if owners[id(part.weight)] == 1:
+                    packed = torch.ops.mkldnn._reorder_linear_weight(part.weight.data)
+                    part.weight = nn.Parameter(packed, requires_grad=False)
+
+
+def _is_plain(part: nn.Conv2d) -> bool:
+    return part.groups == 1 and part.padding_mode == "zeros" and not isinstance(part.padding, str)
+
+
+def has_linear() -> bool:
+    """Whether torch can be asked for oneDNN's linear layers here.
+
+    On x86 only: elsewhere oneDNN has other kernels, whose gain and bits are not known.
+    """
+    return bool(
+        platform.machine() in ("x86_64", "AMD64")
+        and torch._C._get_mkldnn_enabled()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def can_pack() -> bool:
+    """Whether torch gives products in bfloat16 to oneDNN here, and has the functions that pack for them."""
+    return bool(
+        has_linear()
+        and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
