@@ -70,6 +70,8 @@ Rows = Iterator[Row]
 
 def seconds(value: float) -> str:
     """Return seconds in words, to three digits."""
+    if value >= 1000:
+        return f"{value:.0f} s"
     return f"{value:.3g} s" if value >= 0.1 else f"{value * 1e3:.3g} ms"
 
 
