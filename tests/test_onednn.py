@@ -19,13 +19,14 @@ needs_packing = pytest.mark.skipif(
 needs_linear = pytest.mark.skipif(not onednn.has_linear(), reason="torch has no linear layers of oneDNN here")
 
 
-def assert_same(found: Tensor, expected: Tensor, bits: bool = True) -> None:
-    """The same bits; with AMX, where nobody has looked, and where torch may use a function of its own, one rounding apart."""
+def assert_same(found: Tensor, expected: Tensor, bits: bool = True, roundings: int = 1) -> None:
+    """The same bits; with AMX, where nobody has looked, and where torch may use a function of its own, some roundings apart."""
     assert found.dtype == expected.dtype
     if bits and "amx_bf16" not in _cpu_flags():
         assert torch.equal(found, expected)
     else:
-        torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-7 * float(expected.abs().max()))
+        error = roundings * 2**-7
+        torch.testing.assert_close(found, expected, rtol=error, atol=error * float(expected.abs().max()))
 
 
 def conv(*args: Any, **kwargs: Any) -> nn.Conv2d:
@@ -144,7 +145,7 @@ def test_same_bits_of_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     for tiles, size in [(1, 64), (2, 64), (1, 96)]:
         x, condition = torch.randn(tiles, 2, size, size), torch.randn(tiles, 5, size // 16, size // 16)
         found, expected = (outputs_of(network, x, torch.full((1,), 500), condition) for network in networks)
-        assert_same(found, expected)
+        assert_same(found, expected, roundings=8)
         assert expected.std() > 0
 
 
