@@ -2,7 +2,8 @@
 
 In bfloat16 it would rearrange the weights at every call: a twelfth of a U-Net's step, a tenth of a linear layer's time. The
 bits are the same, but for a linear layer's single row, which torch may multiply by a function of its own. In float32 torch
-gives linear layers to MKL, which on AMD's CPUs takes more than twice as long; the results differ by float32's rounding.
+gives linear layers to MKL, which takes more than twice as long on the AMD EPYC this was measured on; the results differ by
+float32's rounding.
 """
 
 import platform
