@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tmtool import __version__
-from tmtool.device import Compute, batch_size, cores, cuda_devices, kind_of
+from tmtool.device import Compute, batch_size, cuda_devices, kind_of
 from tmtool.engine import Block, Watch
 from tmtool.errors import ClusterError, DeviceError, ProductError, TmtoolError, UsageError, WeightsError
 from tmtool.job import Job, Prepared
@@ -37,6 +37,8 @@ _FIRST_WORKER_S = 120.0
 _LOOK_S = 30.0
 """How often a long wait for a block looks whether there are workers at all."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_SPAWNED_WITH = "distributed.nanny.pre-spawn-environ"
+"""What Dask sets for its workers, and for this process: else one thread for numeric libraries, and a threshold of malloc."""
 _AHEAD = 2
 """Blocks in flight for each worker: one that it computes, and one that it finds when it is done."""
 
@@ -84,19 +86,15 @@ def _target(address: str, stack: ExitStack) -> dict[str, Any]:
     if address == "local-cuda":
         return {"address": stack.enter_context(_local_cuda())}
     if kind == "local":
-        threads = max(1, _threads() // int(rest))
-        return {"address": stack.enter_context(_local([{"OMP_NUM_THREADS": str(threads)}] * int(rest)))}
+        return {"address": stack.enter_context(_local([{}] * int(rest)))}
     return {"scheduler_file": address} if Path(address).is_file() else {"address": address}
 
 
-def _threads() -> int:
-    """Return the threads that an operation would use in this process: as `OMP_NUM_THREADS` says, else a core each."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    return int(said) if said.isdigit() else cores()
-
-
 def _local(environments: Sequence[Mapping[str, str]]) -> Any:
-    """Return a cluster of processes on this machine, one for each environment."""
+    """Return a cluster of processes on this machine, one for each environment.
+
+    Each uses as many threads as a plain run. Several share cores, so their threads do not spin while they wait.
+    """
     distributed = _distributed()
     quiet = {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical"}
     options = {"nthreads": 1, "memory_limit": 0, "dashboard": False}  # memory is tmtool's to keep within limits
@@ -108,7 +106,9 @@ def _local(environments: Sequence[Mapping[str, str]]) -> Any:
         for i, environment in enumerate(environments)
     }
     scheduler = {"cls": distributed.Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
-    return distributed.SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+    shared = {"OMP_WAIT_POLICY": "PASSIVE"} if len(environments) > 1 else {}
+    with import_module("dask").config.set({_SPAWNED_WITH: shared}):
+        return distributed.SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
 
 
 def _local_cuda() -> Any:
@@ -217,7 +217,8 @@ class Cluster:
     def inspect(self, kinds: Sequence[tuple[str, ...]]) -> Facts:
         """Look at all workers; return what they have in common, the least of what they have room for.
 
-        Raises `WeightsError` or `DeviceError` if they differ, or lack what the job needs.
+        On CPUs the threads of an operation are those of a plain run here, whatever workers would use by themselves.
+        Raises `WeightsError` or `DeviceError` if workers differ, or lack what the job needs.
         """
         self.kinds = list(kinds)
         found: dict[str, Any] = self.client.run(facts, self.job, self.kinds, on_error="return")
@@ -232,8 +233,7 @@ class Cluster:
                 raise WeightsError(f"worker {address} would compute something else: {'; '.join(differences)}.")
         hosts = [what.host for what in found.values()]
         memory = min((what.memory[0] // hosts.count(what.host), what.memory[1]) for what in found.values())
-        threads = {asked: min(f.computes[asked].threads for f in found.values()) for asked in first.computes}
-        computes = {asked: replace(c, threads=threads[asked]) for asked, c in first.computes.items()}
+        computes = {asked: c.as_threaded_here() for asked, c in first.computes.items()}
         self.expected = replace(first, computes=computes, batch=min(f.batch for f in found.values()), memory=memory)
         return self.expected
 

@@ -39,8 +39,12 @@ class Compute:
         """The devices one by one."""
         return tuple(replace(self, device=device, beside=()) for device in (self.device, *self.beside))
 
+    def as_threaded_here(self) -> "Compute":
+        """Return the same with the threads that a run of this process would use on a CPU."""
+        return replace(self, threads=_threads()) if self.device == "cpu" else self
+
     def prepare(self) -> None:
-        """Set what is set for the whole process: the threads."""
+        """Set the threads: for this thread, and for those of the process that have not used any yet."""
         if self.threads:
             import torch
 
@@ -61,8 +65,8 @@ def resolve(device: str = "auto", precision: str = "auto", compile: str = "auto"
     precisions = {_precision(precision.lower(), name) for name in names}
     if len(precisions) > 1:
         raise DeviceError(f"--device {device}: not all of them have bfloat16. Choose a --precision for all.")
-    threads = _threads() if names[0] == "cpu" else 0
-    return Compute(names[0], precisions.pop(), tuple(names[1:]), threads, compile == "on")
+    compute = Compute(names[0], precisions.pop(), tuple(names[1:]), compiled=compile == "on")
+    return compute.as_threaded_here()
 
 
 def _threads() -> int:

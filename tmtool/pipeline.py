@@ -75,14 +75,17 @@ class Models:
         return {str(file): self._digests[path] for file, path in spec.files.items()}
 
     def model(self, spec: ModelSpec) -> BackOff:
-        """Return the model of a spec, built if it is not the last one of its task on its device. Any thread may ask."""
+        """Return the model of a spec, built if it is not the last one of its task on its device.
+
+        Any thread may ask, and the one that calls the model has to: this sets its threads of an operation.
+        """
         key = spec.task, spec.compute.device
+        spec.compute.prepare()
         with self._building:
             if key not in self._built or self._built[key][0] != spec:
                 size = self.in_force()
                 self._built.pop(key, None)  # free the old one first
                 start = time.monotonic()
-                spec.compute.prepare()
                 with loading(spec.name):
                     self._built[key] = (spec, BackOff(models.build(spec), size))
                 _log.debug("model %s ready on %s in %.1f s", spec.name, key[1], time.monotonic() - start)
