@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from tmtool.cluster import Cluster, ClusterScene, Facts, _Unfit, check_address, connect
+from tmtool.cluster import Cluster, ClusterScene, Facts, _Unfit, _warn_of_crowds, check_address, connect
 from tmtool.errors import ClusterError, ProductError, UsageError
 from tmtool.job import Job, Scene, prepare
 from tmtool.pipeline import Computed
@@ -122,7 +123,8 @@ def scheduler() -> Iterator[str]:
 
 @contextmanager
 def worker(address: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
-    with process("dask", "worker", address, "--nthreads", "1", "--no-dashboard", **environment) as started:
+    options = ("--nthreads", "1", "--no-dashboard")
+    with process("dask", "worker", address, *options, **{"OMP_WAIT_POLICY": "PASSIVE"} | environment) as started:
         yield started
 
 
@@ -320,10 +322,13 @@ def test_a_block_that_ends_every_worker_and_a_lost_scheduler(make_raster: Any, t
         list(scene.blocks(range(3000), range(60)))
 
 
+FACTS = Facts({"torch": "2"}, "CPU with AVX2", {}, [{"a/b.pt": "0123456789abcdef"}], 1, (1, ""), "host", 8, True)
+
+
 def test_facts_that_differ() -> None:
-    one = Facts({"torch": "2"}, "CPU with AVX2", {}, [{"a/b.pt": "0123456789abcdef"}], 1, (1, ""), "host")
+    one = FACTS
     assert not list(one.differences(one))
-    other = Facts({"torch": "3"}, "H200", {}, [{"a/b.pt": "f123456789abcdef"}], 1, (1, ""), "host")
+    other = replace(one, versions={"torch": "3"}, kind="H200", weights=[{"a/b.pt": "f123456789abcdef"}])
     text = "; ".join(one.differences(other))
     for words in (
         "torch 3 instead of 2",
@@ -331,6 +336,23 @@ def test_facts_that_differ() -> None:
         "b.pt f123456789ab instead of b.pt 0123456789ab",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "told"),
+    [
+        ([FACTS, FACTS], 4, ""),
+        ([FACTS, FACTS], 5, "host: workers have 2 x 5 threads for 8 cores"),
+        ([FACTS, replace(FACTS, host="other", cores=4)], 8, "other: workers have 1 x 8 threads for 4 cores"),
+        ([replace(FACTS, spins=False)] * 9, 8, ""),
+        ([FACTS] * 9, 0, ""),
+    ],
+)
+def test_threads_that_spin_in_each_others_way(
+    workers: list[Facts], threads: int, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _warn_of_crowds(workers, threads)
+    assert caplog.text == "" if not told else told in caplog.text
 
 
 @pytest.mark.parametrize(

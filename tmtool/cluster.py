@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tmtool import __version__
-from tmtool.device import Compute, batch_size, cuda_devices, kind_of
+from tmtool.device import Compute, batch_size, cores, cuda_devices, kind_of
 from tmtool.engine import Block, Watch
 from tmtool.errors import ClusterError, DeviceError, ProductError, TmtoolError, UsageError, WeightsError
 from tmtool.job import Job, Prepared
@@ -134,6 +134,9 @@ class Facts:
     batch: int
     memory: tuple[int, str]
     host: str
+    cores: int
+    spins: bool
+    """Whether threads that wait for others keep a core busy, as OpenMP's do unless told otherwise."""
 
     def differences(self, other: "Facts") -> Iterator[str]:
         """Yield what `other` computes otherwise with."""
@@ -171,7 +174,21 @@ def facts(job: Job, kinds: Sequence[tuple[str, ...]]) -> Facts:
         batch=batch_size(compute),
         memory=limit_bytes(job.max_memory),
         host=socket.gethostname(),
+        cores=cores(),
+        spins=os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE",
     )
+
+
+def _warn_of_crowds(workers: Collection[Facts], threads: int) -> None:
+    """Say on which hosts threads that spin would take cores from those that work."""
+    for host in sorted({worker.host for worker in workers}):
+        there = [worker for worker in workers if worker.host == host]
+        if threads * len(there) > there[0].cores and any(worker.spins for worker in there):
+            _log.warning(
+                "%s: workers have %d x %d threads for %d cores, and those that wait keep cores busy. Start workers with "
+                "OMP_WAIT_POLICY=PASSIVE, or this command with a smaller OMP_NUM_THREADS, whose number decides rounding.",
+                *(host, len(there), threads, there[0].cores),
+            )
 
 
 class _Unfit(Exception):
@@ -234,6 +251,7 @@ class Cluster:
         hosts = [what.host for what in found.values()]
         memory = min((what.memory[0] // hosts.count(what.host), what.memory[1]) for what in found.values())
         computes = {asked: c.as_threaded_here() for asked, c in first.computes.items()}
+        _warn_of_crowds(found.values(), max(c.threads for c in computes.values()))
         self.expected = replace(first, computes=computes, batch=min(f.batch for f in found.values()), memory=memory)
         return self.expected
 
