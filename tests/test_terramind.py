@@ -1,5 +1,6 @@
 """The TerraMind adapter against terratorch's own forward, at small width, in fp32."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests import narrow
 from tmtool import models, noise
 from tmtool.batches import Feed
+from tmtool.device import Compute
 from tmtool.engine import Engine
 from tmtool.grid import OutputSpec, TileBatch
 from tmtool.modality import MODALITIES, OUTPUTS
-from tmtool.models import ModelSpec, Sampling
+from tmtool.models import ModelSpec, Sampling, parts
 from tmtool.models.architecture import terramind_register as register
 from tmtool.models.generator import Generator
 from tmtool.models.weights import core_file, tokenizer_file
@@ -267,14 +269,39 @@ def test_seed_and_steps_change_the_result_and_are_repeatable(narrow_terramind: P
 
 
 def test_bf16_stays_close_to_fp32(narrow_terramind: Path) -> None:
-    from tmtool.device import Compute
-
     pixels = {"S2L2A": plausible("S2L2A", 224, 224)[None]}
     spec = spec_of(narrow_terramind, ["S2L2A"], ["S1GRD", "LULC"])
     exact = adapter(spec)(batch_of(pixels, [(0, 0)]))
     rough = adapter(replace(spec, compute=Compute("cpu", "bf16")))(batch_of(pixels, [(0, 0)]))
     assert (exact["LULC"].argmax(1) == rough["LULC"].argmax(1)).mean() > 0.5
     assert np.abs(exact["S1GRD"] - rough["S1GRD"]).mean() < 0.5 * std_of("S1GRD").mean()
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 32, 32), (2, 64, 9, 20), (1, 64, 77)])
+def test_group_norms_take_bfloat16_as_it_comes(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    plain = parts.unet_layers.GroupNorm32(32, shape[1]).requires_grad_(False)
+    plain.weight.normal_(1, 0.3)
+    plain.bias.normal_()
+    other = deepcopy(plain)
+    parts.place(other, Compute("cpu", "bf16"))
+    assert type(other) is parts.BF16GroupNorm
+    x = torch.randn(shape).to(torch.bfloat16) * 3 + 1
+    if x.ndim == 4:
+        x = x.to(memory_format=torch.channels_last)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected, found = plain(x), other(x)
+    assert (found.dtype, found.stride()) == (expected.dtype, expected.stride())
+    torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-7)  # a rounding of the output
+    assert (found == expected).float().mean() > 0.98  # sums in float32, in another order
+
+
+@pytest.mark.parametrize("compute", [Compute(), Compute("cuda:0", "bf16"), Compute("cpu", "bf16", compiled=True)])
+def test_group_norms_are_terratorchs_elsewhere(compute: Compute, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = parts.unet_layers.GroupNorm32(32, 64)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: module)
+    parts.place(part, compute)
+    assert type(part) is parts.unet_layers.GroupNorm32
 
 
 def test_only_what_generation_uses_is_built(narrow_terramind: Path) -> None:

@@ -142,7 +142,7 @@ def _timestep_embedding(timesteps: Tensor, dim: int, max_period: int = 10_000) -
     return torch.cat([embedding, torch.zeros_like(embedding[:, :1])], dim=-1) if dim % 2 else embedding
 
 
-terramind_register, modality_info, terramind, tm_utils, vqvae, vit_models, unet = _import(
+terramind_register, modality_info, terramind, tm_utils, vqvae, vit_models, unet, unet_layers = _import(
     (
         "model.terramind_register",
         "model.modality_info",
@@ -151,6 +151,7 @@ terramind_register, modality_info, terramind, tm_utils, vqvae, vit_models, unet 
         "tokenizer.vqvae",
         "tokenizer.models.vit_models",
         "tokenizer.models.unet.unet",
+        "tokenizer.models.unet.nn",
     )
 )
 unet.timestep_embedding = _timestep_embedding

@@ -1,5 +1,6 @@
 """Parts of TerraMind: built without initialisation, filled strictly or with seeded noise, put in place."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from tmtool import noise
 from tmtool.device import Compute
 from tmtool.errors import DeviceError
 from tmtool.models import ModelSpec
+from tmtool.models.architecture import unet_layers
 from tmtool.models.onednn import PackedConv2d, use_onednn
 from tmtool.models.weights import load_strictly
 
@@ -80,6 +82,8 @@ def place(module: nn.Module, compute: Compute) -> None:
     dtype = DTYPES[compute.precision]
     if dtype != torch.float32:
         _cast(module, dtype)
+    if compute.precision == "bf16" and compute.device == "cpu" and not compute.compiled:
+        _copy_no_norms(module)
     use_onednn(module, compute)
     if dtype != torch.float32:
         _channels_last(module)
@@ -138,6 +142,28 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d) and not ("post_mlp" in name or "quant_proj" in name):
             part.to(dtype)
+
+
+class BF16GroupNorm(nn.GroupNorm):
+    """A `nn.GroupNorm` that takes bfloat16 and gives it; weights are float32, and so is all that it computes.
+
+    `GroupNorm32` of terratorch, whose place it takes, copies its input to float32 first and its output back.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `(B, C, ...)` of its like. Not by `group_norm`, to which autocast would give float32."""
+        batch, channels, *shape = input.shape
+        normed: Tensor = torch.native_group_norm(
+            input, self.weight, self.bias, batch, channels, math.prod(shape), self.num_groups, self.eps
+        )[0]
+        return normed
+
+
+def _copy_no_norms(module: nn.Module) -> None:
+    """Have group norms take bfloat16 as it comes, which torch's kernels for CPUs can beside float32 weights."""
+    for part in module.modules():
+        if type(part) is unet_layers.GroupNorm32:
+            part.__class__ = BF16GroupNorm
 
 
 def _channels_last(module: nn.Module) -> None:
