@@ -46,8 +46,8 @@ class Keeper:
     def alone(self, least_s: float) -> float:
         """Return tiles a second of the model alone, on the kept batches for at least so many seconds.
 
-        On a thread that ends with it, as the command's does. After calls in the main thread the command's own were seen to
-        take a tenth longer in the same process; why is not known.
+        On a thread that ends with it, as the command's does: were the main thread to call the model, libgomp would count
+        its team too, find more threads than cores, and have threads sleep where they spin while they wait.
         """
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(self._alone, least_s).result()
