@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from samples.synthesis import LULC_NAMES, S2_BANDS, synthesise
 from tmtool.modality import MODALITIES
-from tmtool.models import demo
+from tmtool.models import demo, find
 
 HELD_OUT_SEED = 900_000
 SCENE_PX = 512
@@ -42,13 +42,13 @@ BAR_RMSE = {"S1GRD VV RMSE": 3.0}
 
 def standardise(modality: str, values: Tensor) -> Tensor:
     """Return values (B, C, H, W) in the modality's unit as the model takes them, float32."""
-    mean, std = (torch.tensor(v)[None, :, None, None] for v in (MODALITIES[modality].mean, MODALITIES[modality].std))
+    mean, std = (torch.tensor(v)[None, :, None, None] for v in find("demo").moments(MODALITIES[modality]))
     return (values.float() - mean) / std
 
 
 def restore(modality: str, values: Tensor) -> Tensor:
     """Return standardised values (B, C, H, W) in the modality's unit, float32."""
-    mean, std = (torch.tensor(v)[None, :, None, None] for v in (MODALITIES[modality].mean, MODALITIES[modality].std))
+    mean, std = (torch.tensor(v)[None, :, None, None] for v in find("demo").moments(MODALITIES[modality]))
     return values.float() * std + mean
 
 

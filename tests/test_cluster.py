@@ -24,7 +24,7 @@ from tmtool.job import Job, Scene, prepare
 from tmtool.pipeline import Computed
 from tmtool.plan import TilePlan, Tiling
 from tmtool.progress import SilentReporter
-from tmtool.tasks import TASKS
+from tmtool.tasks import TASKS, Generate
 
 psutil = pytest.importorskip("psutil")  # comes with distributed
 
@@ -225,11 +225,10 @@ def test_many_small_scenes_leave_memory_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["generate", "tokenize", "reconstruct", "embed"])
 @pytest.mark.parametrize("height", [10_980, 2048, 3000, 257, 100_000])
 def test_blocks_repeat_few_tiles(task: str, height: int) -> None:
-    job = Job(
-        task, ("S1GRD", "LULC") if task == "generate" else (), tiling=Tiling(delta=8 if task == "generate" else 16)
-    )
+    asked = Generate(("S1GRD", "LULC")) if task == "generate" else TASKS[task]()
+    job = Job(asked, tiling=Tiling(delta=8 if task == "generate" else 16))
     plan = TilePlan((height, 10_980), job.tiling)
-    specs = [product.spec for product in TASKS[task].products(job.spec(("S2L2A",)), job.vectors)]
+    specs = [product.spec for product in asked.products(job.spec(("S2L2A",)), job.entry)]
     blocks = plan.row_blocks()
     assert [row for rows in blocks for row in (rows.start, rows.stop)][1:-1] == [
         cut for rows in blocks[1:] for cut in (rows.start, rows.start)
@@ -292,7 +291,7 @@ class Client:
 
 
 def scene_on(client: Client, make_raster: Any, tmp_path: Path) -> ClusterScene:
-    job = Job("generate", ("LULC",), model="demo")
+    job = Job(Generate(("LULC",)), model="demo")
     prepared = prepare(job, Scene(((None, str(make_raster(smooth(3000, 60)))),), "scene", tmp_path))
     scene = ClusterScene(Cluster(client, job), prepared, job.spec(("S2L2A",)), 1, SilentReporter())
     scene.begin([range(60)], 0, 0)

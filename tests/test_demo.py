@@ -10,8 +10,9 @@ import pytest
 import rasterio
 
 from tests.conftest import ROOT
+from tests.specs import spec_of
 from tmtool.modality import LULC_CLASSES
-from tmtool.models import MODELS, ModelSpec
+from tmtool.models import MODELS
 
 SCENE = ROOT / "samples" / "demo_scene.tif"
 OUTPUTS = ("LULC", "NDVI", "S1GRD")
@@ -90,7 +91,7 @@ def test_the_package_stays_small_and_the_registry_is_true() -> None:
     assert sum(path.stat().st_size for path in demo.WEIGHT_FILES) <= 12e6
     assert set(MODELS["demo"].inputs) == set(demo.DEMO_INPUTS)
     assert set(MODELS["demo"].outputs) == set(demo.DEMO_OUTPUTS)
-    files = MODELS["demo"].files(ModelSpec("demo", "generate", ("S2L2A",), demo.DEMO_OUTPUTS))
+    files = MODELS["demo"].files(spec_of("demo", "generate", ("S2L2A",), demo.DEMO_OUTPUTS))
     assert {file.packaged for file in files} == set(demo.WEIGHT_FILES)
 
 

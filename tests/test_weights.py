@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.specs import spec_of
 from tmtool.errors import WeightsError
-from tmtool.models import Embedding, ModelSpec, find
+from tmtool.models import find
 from tmtool.models.weights import core_file, digest, load_strictly, locate, read_state, tokenizer_file
 
 FILES = (core_file("base"), tokenizer_file("LULC"))
@@ -39,7 +40,7 @@ def touch(path: Path) -> Path:
 
 def test_a_job_needs_only_its_own_tokenizers() -> None:
     def files(task: str, inputs: tuple[str, ...], outputs: tuple[str, ...] = (), **kwargs: Any) -> set[str]:
-        spec = ModelSpec("tiny", task, inputs, outputs, **kwargs)
+        spec = spec_of("tiny", task, inputs, outputs, request=kwargs)
         names = {file.filename for file in find("tiny").files(spec)}
         return {name.removeprefix("TerraMind_").removesuffix(".pt") for name in names}
 
@@ -50,7 +51,7 @@ def test_a_job_needs_only_its_own_tokenizers() -> None:
     assert files("reconstruct", ("LULC",), ("LULC",)) == {"Tokenizer_LULC"}
     assert files("embed", ("S2L2A", "LULC")) == {"v1_tiny", "Tokenizer_LULC"}
     assert files("embed", ("S2L2A",), ("LULC",)) == {"v1_tiny"}  # imagined modalities stay tokens
-    assert files("embed", ("DEM",), embedding=Embedding(coords=True)) == {"v1_tiny", "config.json"}
+    assert files("embed", ("DEM",), coords=True) == {"v1_tiny", "config.json"}
     assert files("embed", ("DEM",), checkpoint=Path("tuned.ckpt")) == set()
 
 

@@ -23,7 +23,7 @@ from tmtool.errors import ClusterError, DeviceError, ProductError, TmtoolError, 
 from tmtool.job import Job, Prepared
 from tmtool.memory import limit_bytes
 from tmtool.models import RANDOM, ModelSpec
-from tmtool.pipeline import BlockTask, Computed, Models, compute, compute_asked, models_of
+from tmtool.pipeline import BlockTask, Computed, Models, compute, models_of
 from tmtool.progress import Reporter
 from tmtool.provenance import weights_text
 from tmtool.run import Runner, SceneBlocks
@@ -161,10 +161,7 @@ def facts(job: Job, kinds: Sequence[tuple[str, ...]]) -> Facts:
     """Return the facts of this process, for scenes with these kinds of inputs. Raises `WeightsError` and `DeviceError`."""
     models = models_of(job)
     specs = [models.spec(inputs) for inputs in kinds]
-    computes = {
-        compute_asked(j): models.spec_of(j, kinds[0]).compute
-        for j in ([job, job.encoding()] if job.task == "reconstruct" else [job])
-    }
+    computes = {j.compute_asked: models.spec_of(j, kinds[0]).compute for j in job.all_tasks}
     compute = specs[0].compute
     return Facts(
         versions={"tmtool": __version__} | {name: version(name) for name in ("torch", "terratorch", "numpy")},
@@ -423,7 +420,7 @@ class ClusterRunner(Runner):
 def _anywhere(job: Job) -> Job:
     """Return a job that means the same in another folder."""
     weights = job.weights if job.weights in (None, RANDOM) else os.path.abspath(job.weights)
-    return replace(job, weights=weights, checkpoint=job.checkpoint.absolute() if job.checkpoint else None)
+    return replace(job, weights=weights, task=job.task.anywhere())
 
 
 def _seen_from_anywhere(prepared: Prepared) -> Prepared:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmtool.errors import UsageError
-from tmtool.grid import PATCH, Grid, OutputSpec, Placement, Tile, Window, reflect
+from tmtool.grid import Grid, OutputSpec, Placement, Tile, Window, reflect
 
 REPEATED = 0.07
 """Share of a scene's tiles that may be computed twice so that its blocks can be computed apart."""
@@ -26,12 +26,15 @@ class Tiling:
     stride: int = 192
     delta: int = 8
 
-    def check(self, *, on_patch_grid: bool = False) -> list[str]:
-        """Raise `UsageError` if tiles would leave gaps or split patches; return notes on what works but may be seen."""
-        if self.crop < PATCH or self.crop % PATCH:
-            near = max(PATCH, round(self.crop / PATCH) * PATCH)
+    def check(self, patch: int, *, on_patch_grid: bool = False) -> list[str]:
+        """Raise `UsageError` if tiles would leave gaps or split patches; return notes on what works but may be seen.
+
+        `patch` is the side of the model's patch in px.
+        """
+        if self.crop < patch or self.crop % patch:
+            near = max(patch, round(self.crop / patch) * patch)
             raise UsageError(
-                f"--crop {self.crop} is not a multiple of {PATCH}, the model's patch size. Try --crop {near}."
+                f"--crop {self.crop} is not a multiple of {patch}, the model's patch size. Try --crop {near}."
             )
         if self.delta < 0 or self.stride < 1:
             raise UsageError(f"--stride must be at least 1 and --delta at least 0, got {self.stride} and {self.delta}.")
@@ -40,25 +43,26 @@ class Tiling:
                 f"--stride {self.stride} leaves gaps between tiles: with --crop {self.crop} and --delta {self.delta} it "
                 f"can be at most {self.crop - 2 * self.delta} (crop - 2*delta)."
             )
-        off_grid = [f"--{k} {v}" for k, v in (("stride", self.stride), ("delta", self.delta)) if v % PATCH]
+        off_grid = [f"--{k} {v}" for k, v in (("stride", self.stride), ("delta", self.delta)) if v % patch]
         if on_patch_grid and off_grid:
             raise UsageError(
-                f"Products on the patch grid need multiples of {PATCH}, got {', '.join(off_grid)} (from the command line or "
+                f"Products on the patch grid need multiples of {patch}, got {', '.join(off_grid)} (from the command line or "
                 "TMTOOL_ variables)."
             )
-        if self.stride % PATCH:
+        if self.stride % patch:
             return [
-                f"--stride {self.stride} is no multiple of {PATCH}: neighbouring tiles' patches differ and seams may show."
+                f"--stride {self.stride} is no multiple of {patch}: neighbouring tiles' patches differ and seams may show."
             ]
         return []
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """The tiles of a raster of `shape` (height, width) under `tiling`, in row-major order."""
+    """The tiles of a raster of `shape` (height, width) under `tiling`, in row-major order, for a model of `patch` px."""
 
     shape: tuple[int, int]
     tiling: Tiling
+    patch: int = 16
 
     @property
     def single(self) -> bool:
@@ -68,7 +72,7 @@ class TilePlan:
     @property
     def size(self) -> int:
         """Side of every tile in px."""
-        return -(-max(self.shape) // PATCH) * PATCH if self.single else self.tiling.crop
+        return -(-max(self.shape) // self.patch) * self.patch if self.single else self.tiling.crop
 
     @property
     def delta(self) -> int:

@@ -34,7 +34,7 @@ def describe_scenes(job: Job, found: Sequence[Scene], *, as_json: bool) -> None:
 def _facts(job: Job, prepared: Prepared) -> dict[str, Any]:
     source = next(iter(prepared.sources.values()))
     grid, plan = prepared.grid, prepared.plan
-    empty = empty_share(prepared)
+    empty = empty_share(job, prepared)
     size = pixel_size_m(grid)
     return {
         "path": source.path,
@@ -51,7 +51,7 @@ def _facts(job: Job, prepared: Prepared) -> dict[str, Any]:
         "origin": [grid.transform.c, grid.transform.f],
         "pixel_m": size,
         "warnings": list(source.warnings),
-        "job": f"generate {','.join(job.outputs)} with {job.model}",
+        "job": f"{job.task.name} {','.join(job.spec(tuple(prepared.sources)).outputs)} with {job.model}",
         "tiles": len(plan),
         "tile_grid": list(plan.counts),
         "tile_px": plan.size,

@@ -20,8 +20,9 @@ import typer
 from tmtool.errors import InputError, UsageError
 from tmtool.job import Scene
 from tmtool.modality import OUTPUTS, Modality, find
+from tmtool.provenance import PROVENANCE_TAG
 from tmtool.source import opened
-from tmtool.writer import PROVENANCE_TAG, WORK_PREFIX
+from tmtool.writer import WORK_PREFIX
 
 _log = logging.getLogger("tmtool")
 

@@ -20,10 +20,9 @@ from tmtool.cli import session
 from tmtool.cli.describe import duration, size_text
 from tmtool.cli.outcome import Outcome, Tally
 from tmtool.job import DEVICE_CLASSES, Job, Prepared, Scene, estimate_seconds, prepare
-from tmtool.metrics import code_use_text, comparison_text
 from tmtool.progress import LineReporter, Reporter, RichReporter, SilentReporter
-from tmtool.provenance import Status, notice_of
 from tmtool.run import Runner, Running
+from tmtool.status import Status, notice_of
 from tmtool.writing import leftovers
 
 _log = logging.getLogger("tmtool")
@@ -228,14 +227,14 @@ class _Batch:
     def _tidy(self, prepared: Prepared) -> None:
         """Remove what a run that died just after giving products their names left beside them."""
         folder, name = prepared.scene.folder, self._claim_name(prepared)
-        if self.manners.dry_run or not (leftovers(prepared, self.job.task) or owner(folder, name)):
+        if self.manners.dry_run or not (leftovers(prepared, self.job.task.name) or owner(folder, name)):
             return
         held = claim(folder, name)
         if held is None:  # whoever made it is about to tidy up
             self._untidy.append(prepared)
             return
         with held:
-            for path in leftovers(prepared, self.job.task):
+            for path in leftovers(prepared, self.job.task.name):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _status(self, prepared: Prepared) -> Status:
@@ -245,7 +244,7 @@ class _Batch:
         return self.runner.status(prepared)
 
     def _claim_name(self, prepared: Prepared) -> str:
-        return f"{prepared.scene.stem}_{self.job.task}"
+        return f"{prepared.scene.stem}_{self.job.task.name}"
 
     def _take(self, prepared: Prepared, place: str) -> bool:
         """Claim and begin a scene, unless another process works on it: then return False."""
@@ -348,9 +347,8 @@ def _log_result(outcome: Outcome) -> None:
         _log.warning("%s: %s", outcome.scene.path, warning)
     _log.info("%s: %d tiles (%d empty) in %.1f s", stem, result.tiles, result.empty_tiles, result.seconds)
     for product in prepared.products:
-        if facts := result.measured.get(product.suffix):
-            source = prepared.sources[product.modality]
-            text = code_use_text(facts) if product.measure == "codes" else comparison_text(facts, source.modality)
+        if product.measuring and (facts := result.measured.get(product.suffix)):
+            text = product.measuring.text(facts, prepared.sources[product.modality].modality)
             _log.info("%s_%s: %s", stem, product.suffix, text)
     whole = max(result.seconds, 1e-9)
     words = {

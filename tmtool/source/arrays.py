@@ -9,8 +9,9 @@ from affine import Affine
 
 from tmtool.errors import InputError
 from tmtool.grid import Grid
+from tmtool.provenance import parse
 from tmtool.source.held import Held
-from tmtool.source.opening import Description, provenance_in, refuse_points
+from tmtool.source.opening import Description, refuse_points
 
 _OFF_PX = 1e-3
 """How far a coordinate may lie from where the affine has it, in px."""
@@ -46,7 +47,7 @@ def described_array(array: Any) -> Description:
         mask_bands=(False,) * count,
         blocks=((1, 1),) * count,
         tags={k: str(v) for k, v in tags.items() if k != "add_offset"},  # which is CF's, and told above
-        made=provenance_in(tags),
+        made=parse(tags),
         array=Held(values),
     )
 

@@ -15,6 +15,12 @@ from tmtool.source.reader import Reader
 
 _EXPECTED_PIXEL_M = (8.0, 12.0)
 
+_NO_INPUT = {
+    "tokenize": "tokens that tmtool tokenize made; tmtool reconstruct takes it",
+    "embed": "embeddings that tmtool embed made; it is no input",
+}
+"""What products of some tasks hold, which are not pixels."""
+
 
 def inspect(raster: Any, modality: Modality | None = None, s2_offset: float | None = None) -> Source:
     """Look at a raster, a path or an `xarray.DataArray`, taking it for `modality` or finding out what it is.
@@ -22,11 +28,9 @@ def inspect(raster: Any, modality: Modality | None = None, s2_offset: float | No
     Reads metadata and a few small windows. Raises `InputError` for whatever would make a run fail or mean nothing.
     """
     found = described(raster) if isinstance(raster, str) else described_array(raster)
-    if (task := found.made.get("task")) in ("tokenize", "embed"):
-        what, use = (
-            ("tokens", "tmtool reconstruct takes it") if task == "tokenize" else ("embeddings", "it is no input")
-        )
-        raise InputError(f"{found.path}: holds {what} that tmtool {task} made; {use}.")
+    made = found.made.task if found.made else ""
+    if made in _NO_INPUT:
+        raise InputError(f"{found.path}: holds {_NO_INPUT[made]}.")
     modality, modality_why, bands = _identify(found, modality)
     offset, offset_why = _offset(found, modality, s2_offset)
     dtype = found.dtypes[bands[0] - 1]
@@ -95,8 +99,8 @@ def _band_name(description: str) -> str:
 
 def _guess(found: Description, count: int, names: set[str]) -> tuple[Modality, str]:
     path = found.path
-    if (made := found.made.get("modality")) in MODALITIES:
-        return MODALITIES[made], "its tmtool provenance"
+    if found.made and found.made.modality in MODALITIES:
+        return MODALITIES[found.made.modality], "its tmtool provenance"
     for modality in (MODALITIES["S2L1C"], MODALITIES["S2L2A"]):  # L1C first: its bands include L2A's
         if set(modality.bands) <= names:
             return modality, "its band names"

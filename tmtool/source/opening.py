@@ -1,7 +1,6 @@
 """A raster that was looked at, and opening it with GDAL."""
 
 import contextlib
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,8 +16,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from tmtool.errors import InputError
 from tmtool.grid import Grid
 from tmtool.modality import Modality
+from tmtool.provenance import Provenance, parse
 from tmtool.source.held import Held
-from tmtool.writer import PROVENANCE_TAG
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class Source:
     warnings: tuple[str, ...] = field(default=())
     scale: int = 1
     """Source px per px of the file: 16 for a token raster, whose `grid` is the one that it was made from."""
-    made: Mapping[str, Any] = field(default_factory=dict)
-    """Provenance of a token raster."""
+    made: Provenance | None = None
+    """How a token raster was made."""
     validity: "Source | None" = None
     """Where a token raster's pixels without data are told, if it has any."""
     array: Held | None = field(default=None, compare=False, repr=False)
@@ -82,7 +81,7 @@ class Description:
     mask_bands: tuple[bool, ...]
     blocks: tuple[tuple[int, int], ...]
     tags: Mapping[str, str]
-    made: Mapping[str, Any]
+    made: Provenance | None
     array: Held | None = None
 
 
@@ -105,7 +104,7 @@ def described(path: str) -> Description:
             mask_bands=tuple(bool({MaskFlags.per_dataset, MaskFlags.alpha} & {*f}) for f in src.mask_flag_enums),
             blocks=tuple(src.block_shapes),
             tags=tags,
-            made=provenance_in(src.tags()),
+            made=parse(src.tags()),
         )
 
 
@@ -148,12 +147,3 @@ def open_raster(path: str) -> Any:
             return rasterio.open(path)
         except RasterioError as error:
             raise InputError(f"{path}: GDAL cannot open it as a raster ({error}).") from error
-
-
-def provenance_in(tags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a raster's tags say of how tmtool made it; nothing if they do not."""
-    try:
-        said = json.loads(tags.get(PROVENANCE_TAG, "{}"))
-    except (ValueError, TypeError):
-        return {}
-    return said if isinstance(said, dict) else {}
