@@ -419,7 +419,7 @@ def test_rasters_that_are_refused(identity: str, raster: Any, options: dict[str,
     ("task", "options", "message"),
     [
         ("generate", {"out": "S1GRB"}, "Unknown modality 'S1GRB'"),
-        ("generate", {"out": []}, "--out names the same modality twice, or none"),
+        ("generate", {"out": []}, "--out names no modality"),
         ("generate", {"out": "RGB"}, "input-only"),
         ("generate", {"out": "LULC", "model": "huge"}, "Unknown model 'huge'"),
         ("generate", {"out": "LULC", "stride": 250}, "leaves gaps"),

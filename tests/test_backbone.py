@@ -66,7 +66,7 @@ def test_embeddings_equal_terratorchs(narrow_terramind: Path, inputs: list[str],
     assert set(mine) == set(expected)
     for name, values in expected.items():
         assert values.std() > 0.1
-        np.testing.assert_allclose(mine[name], values, atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(mine[name], values, atol=1e-5 * values.std(), rtol=1e-5)  # sums in another order
 
 
 @pytest.mark.parametrize("merge", ["mean", "max", "concat"])

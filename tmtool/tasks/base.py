@@ -116,7 +116,7 @@ def check_outputs(outputs: Sequence[str], option: str, model: str, entry: ModelE
                 f"{option}: --model {model} cannot make {output}{why}; it makes {', '.join(entry.outputs)}."
             )
     if len(set(outputs)) < len(outputs):
-        raise UsageError(f"{option} names the same modality twice, or none: {','.join(outputs)}.")
+        raise UsageError(f"{option} names the same modality twice: {','.join(outputs)}.")
 
 
 def check_not_both(source: Source, outputs: Sequence[str], option: str) -> None:
