@@ -121,14 +121,21 @@ def refuse_values(path: str, modality: Modality, bands: Sequence[int], sample: F
             said = f" after --s2-offset or the file's offset of {offset:g} was subtracted" if offset else ""
             raise InputError(f"{where} are all below zero{said}; expected {_LIMITS['DN'].takes}.")
     if not _possible(modality, sample):
-        raise InputError(f"{where} are impossible; expected {_LIMITS[modality.unit].takes}.{_cure(modality, sample)}")
+        raise InputError(
+            f"{where}{_odd_medians(modality, sample)} are impossible; expected {_LIMITS[modality.unit].takes}."
+            f"{_cure(modality, sample)}"
+        )
 
 
 def _refuse_units(where: str, modality: Modality, sample: FloatArray, offset: float) -> None:
     """Refuse what is known to be of another unit, with the way from it."""
     low, high = float(sample.min()), float(sample.max())
-    if modality.is_radar and low >= 0 and float(np.median(sample)) <= _LIMITS["dB"].median[1]:
-        raise InputError(f"{where} look like linear power; TerraMind takes dB. Convert with 10*log10(x).")
+    if modality.is_radar and low >= 0:
+        above = float(np.median(sample)) > _LIMITS["dB"].median[1]
+        raise InputError(
+            f"{where} look like linear power; TerraMind takes dB. Convert with 10*log10(x)."
+            f"{' As dB they are impossible; amplitudes have to be calibrated first.' if above else ''}"
+        )
     if modality.is_optical and 0 <= high + offset <= 2:
         raise InputError(
             f"{where} look like reflectance; TerraMind takes DN (reflectance x 10 000). Multiply by 10 000."
@@ -174,6 +181,14 @@ def _possible(modality: Modality, sample: FloatArray) -> bool:
     return bool(inside) and not (modality.classes and (sample % 1).any())
 
 
+def _odd_medians(modality: Modality, sample: FloatArray) -> str:
+    """Return the medians of bands that lie beyond what they can be, in brackets."""
+    lowest, highest = _LIMITS[modality.unit].median
+    pairs = zip(modality.bands, np.median(sample, axis=1), strict=True)
+    odd = [f"{band} {median:.6g}" for band, median in pairs if not lowest <= median <= highest]
+    return f" (median of {', '.join(odd)})" if odd else ""
+
+
 def _cure(modality: Modality, sample: FloatArray) -> str:
     """Return what may be wrong with impossible values, and what helps."""
     high, fits = float(sample.max()), _fitting(modality, sample)
@@ -181,8 +196,6 @@ def _cure(modality: Modality, sample: FloatArray) -> str:
         return fits
     if modality.unit == "m" and high <= 29_100:  # Everest's height in feet
         return " Feet, as these may be, are converted by multiplying by 0.3048."
-    if modality.is_radar and sample.min() >= 0:
-        return " They may be amplitudes as they are delivered: calibrate them first."
     return " Check their unit and scale, and whether a value for no data is not declared as nodata."
 
 
