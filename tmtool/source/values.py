@@ -70,12 +70,16 @@ def measured(sample: FloatArray, bands: Sequence[str], expected: Statistics) -> 
     """Return what a sample `(C, n)` of valid values holds, an entry a band; none if there is no value."""
     if sample.size == 0:
         return ()
-    whole = sample.astype(np.float64)
-    columns = (whole.min(axis=1), np.median(whole, axis=1), whole.max(axis=1), whole.std(axis=1))
-    told = expected or repeat(None)
     return tuple(
-        BandValues(band, *map(float, found), known)
-        for band, found, known in zip(bands, zip(*columns, strict=True), told, strict=False)
+        BandValues(
+            band=band,
+            low=float(of_band.min()),
+            median=float(np.median(of_band)),
+            high=float(of_band.max()),
+            spread=float(of_band.std()),
+            expected=known,
+        )
+        for band, of_band, known in zip(bands, sample.astype(np.float64), expected or repeat(None), strict=False)
     )
 
 
@@ -194,7 +198,7 @@ def _cure(modality: Modality, sample: FloatArray) -> str:
     high, fits = float(sample.max()), _fitting(modality, sample)
     if fits:
         return fits
-    if modality.unit == "m" and high <= 29_100:  # Everest's height in feet
+    if modality.unit == "m" and _LIMITS["m"].pixel[1] < high <= 29_100:  # Everest's height in feet
         return " Feet, as these may be, are converted by multiplying by 0.3048."
     return " Check their unit and scale, and whether a value for no data is not declared as nodata."
 
