@@ -56,7 +56,7 @@ def test_info_of_a_bad_raster(tmtool: Any, tmp_path: Path) -> None:
 
 
 def test_log_file(tmtool: Any, tmp_path: Path, make_raster: Any, identity: str) -> None:
-    path = make_raster(np.full((12, 40, 40), 5, np.int16) + np.arange(40, dtype=np.int16))
+    path = make_raster(np.full((12, 40, 40), 5, np.int16) + 50 * np.arange(40, dtype=np.int16))
     log = tmp_path / "run.log"
     result = tmtool("generate", path, "--out", "S1GRD", "--model", identity, "-o", tmp_path, "-q", "--log-file", log)
     assert result.exit_code == 0

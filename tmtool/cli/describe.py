@@ -2,14 +2,14 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import typer
 
 from tmtool import errors
 from tmtool.job import DEVICE_CLASSES, Job, Prepared, Scene, empty_share, estimate_seconds, prepare
-from tmtool.source import pixel_size_m
+from tmtool.source import BandValues, pixel_size_m
 
 _log = logging.getLogger("tmtool")
 
@@ -44,12 +44,14 @@ def _facts(job: Job, prepared: Prepared) -> dict[str, Any]:
         "dtype": source.dtype,
         "nodata": None if source.nodata is None else str(source.nodata),
         "nodata_because": source.nodata_why,
+        "alpha": source.alpha,
         "s2_offset": source.offset if source.modality.is_optical else None,
         "s2_offset_because": source.offset_why,
         "shape": list(grid.shape),
         "crs": grid.crs.to_string() if grid.crs else None,
         "origin": [grid.transform.c, grid.transform.f],
         "pixel_m": size,
+        "values": [_value_facts(values) for values in source.values],
         "warnings": list(source.warnings),
         "job": f"{job.task.name} {','.join(job.spec(tuple(prepared.sources)).outputs)} with {job.model}",
         "tiles": len(plan),
@@ -74,8 +76,11 @@ def _text(facts: dict[str, Any]) -> str:
         + (f", origin {facts['origin'][0]:.10g}, {facts['origin'][1]:.10g}" if facts["crs"] else ""),
         f"  nodata        {facts['nodata'] or '-'} ({facts['nodata_because']})",
     ]
+    if facts["alpha"]:
+        lines.append(f"  alpha         band {facts['alpha']}; pixels where it is 0 are empty")
     if facts["s2_offset"] is not None:
         lines.append(f"  S2 offset     {facts['s2_offset']:g} ({facts['s2_offset_because']})")
+    lines += _value_lines(facts["values"])
     lines += [f"  warning       {warning}" for warning in facts["warnings"]]
     lines += [
         f"To {facts['job']}:",
@@ -85,6 +90,23 @@ def _text(facts: dict[str, Any]) -> str:
     ]
     lines += [f"  time          {duration(s):>10}  {name}" for name, s in facts["seconds"].items()]
     return "\n".join([*lines, "  (times are rough: arithmetic of the job over the rate such a device sustains)"])
+
+
+def _value_facts(values: BandValues) -> dict[str, Any]:
+    mean, std = values.expected or (None, None)
+    facts = {"band": values.band, "low": values.low, "median": values.median, "high": values.high}
+    return {**facts, "std": values.spread, "expected_mean": mean, "expected_std": std}
+
+
+def _value_lines(values: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the table of what a sample of the values holds, a line a band."""
+    columns = ("low", "median", "high", "std", "expected_mean", "expected_std")
+    if values:
+        heads = "".join(f"{head:>10}" for head in ("lowest", "median", "highest", "std", "expected", "std"))
+        yield f"  values        {'sample':<9}{heads}"
+    for band in values:
+        cells = ("-" if band[column] is None else f"{band[column]:.5g}" for column in columns)
+        yield f"                {band['band']:<9}{''.join(f'{cell:>10}' for cell in cells)}"
 
 
 def duration(seconds: float) -> str:

@@ -35,15 +35,16 @@ def described_array(array: Any) -> Description:
     values = array.data if array.chunks is not None else array.to_numpy()
     values = values[None] if array.ndim == 2 else values
     count, tags = len(values), {str(k): v for k, v in array.attrs.items()}
+    names = _names(array, count)
     return Description(
         path=name,
         grid=_grid(array, name, y, x),
-        names=_names(array, count),
+        names=names,
         dtypes=(str(array.dtype),) * count,
         nodata=(_nodata(array, name),) * count,
         scales=_each(tags, "scale", 1.0, count),
         offsets=_each(tags, "offset", 0.0, count),
-        alpha=(False,) * count,
+        alpha=tuple(name is not None and name.strip().lower() == "alpha" for name in names),
         mask_bands=(False,) * count,
         blocks=((1, 1),) * count,
         tags={k: str(v) for k, v in tags.items() if k != "add_offset"},  # which is CF's, and told above

@@ -70,7 +70,7 @@ class Task(ABC):
 
     def look_at(self, raster: Any, modality: Modality | None, s2_offset: float | None, entry: ModelEntry) -> Source:
         """Look at one input: a path, or what xarray has of it. Raises `InputError`."""
-        return inspect(raster, modality, s2_offset)
+        return inspect(raster, modality, s2_offset, entry.moments if entry.statistics else None)
 
     def check_source(self, source: Source, model: str, entry: ModelEntry) -> None:
         """Raise `InputError` if it cannot be done with what a raster is."""
