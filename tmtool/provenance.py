@@ -22,7 +22,7 @@ _BESIDE_THE_PIXELS = (
 
 
 def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -> dict[str, Any]:
-    """Return what all products of a scene say of how they were made; `weights` are the digests by file, or "random"."""
+    """Return what all products of a scene say of how they were made; `weights` are the digests by file, "random", or None if unknown."""
     said: dict[str, Any] = {
         "tool": "tmtool",
         "version": __version__,
@@ -118,11 +118,14 @@ def status_of(prepared: Prepared, said: Mapping[str, Any]) -> Status:
     for product in existing:
         path = target(prepared.scene, product)
         try:
-            made = json.loads(product.format.tags(path).get(PROVENANCE_TAG, "null"))
+            # absolute, as a name such as http:a would be a URI where it begins the path
+            made = json.loads(product.format.tags(path.absolute()).get(PROVENANCE_TAG, "null"))
         except (ProductError, ValueError) as error:
             return Status("other", f"{path} is not whole ({error})")
         if not made:
             return Status("other", f"{path} exists and was not made by tmtool")
+        if said["weights"] is None:  # which are not known before they are fetched
+            made |= {"weights": None}
         if changed := differences(fingerprint(made), fingerprint(said)):
             return Status("other", f"{path} exists and was made otherwise: {'; '.join(changed)}")
         if made.get("validity") and not (path.parent / made["validity"]).exists():
@@ -133,7 +136,7 @@ def status_of(prepared: Prepared, said: Mapping[str, Any]) -> Status:
 def check_tokenizer(prepared: Prepared, said: Mapping[str, Any]) -> None:
     """Raise `InputError` for tokens that another tokenizer made than the one that would decode them."""
     for source in prepared.sources.values():
-        if source.made and source.made.get("weights") != said["weights"]:
+        if source.made and said["weights"] is not None and source.made.get("weights") != said["weights"]:
             raise InputError(
                 f"{source.path}: its tokens were made by another tokenizer ({source.made.get('model')}, "
                 f"{weights_text(source.made.get('weights'))}) than the one in use ({said['model']}, "

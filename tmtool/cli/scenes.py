@@ -15,7 +15,7 @@ from typing import Literal
 import typer
 
 from tmtool import errors
-from tmtool.claims import Claim, claim, owner
+from tmtool.claims import Claim, check_writable, claim, owner
 from tmtool.cli import session
 from tmtool.cli.describe import duration, size_text
 from tmtool.cli.outcome import Outcome, Tally
@@ -30,6 +30,9 @@ _log = logging.getLogger("tmtool")
 
 _LOOK_AGAIN_S = 1.0
 """How long to wait before looking again at scenes that other processes work on."""
+
+_FOR_ALL = (errors.DeviceError, errors.WeightsError, errors.ClusterError)
+"""Errors of what no scene can do without: they end the run."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,10 @@ def run_scenes(job: Job, found: Sequence[Scene], manners: Manners) -> None:
 def _runner(job: Job, manners: Manners, stack: ExitStack) -> Runner:
     reporter = _reporter(stack, manners.quiet)
     if not manners.cluster:
-        return Runner(job, reporter)
+        return Runner(job, reporter, dry=manners.dry_run)
     from tmtool.cluster import ClusterRunner
 
-    return ClusterRunner(job, manners.cluster, stack, reporter)
+    return ClusterRunner(job, manners.cluster, stack, reporter, dry=manners.dry_run)
 
 
 def _reporter(stack: ExitStack, quiet: bool) -> Reporter:
@@ -116,9 +119,11 @@ class _Batch:
         """Check all scenes, then run those that are not done; come back to those that other processes work on."""
         try:
             ready = self._checked(found)
-            if ready and not self.manners.dry_run:
+            if ready:
                 self.runner.expect(ready)
             due = deque(p for p in ready if self._is_due(p))
+            for folder in dict.fromkeys(prepared.scene.folder for prepared in due):
+                check_writable(folder)
             if self.manners.dry_run:
                 for prepared in due:
                     self._plan(prepared)
@@ -146,7 +151,14 @@ class _Batch:
                 begun.held.release()
 
     def _plan(self, prepared: Prepared) -> None:
-        """Say what a scene would take."""
+        """Say what a scene would take, after the checks that a run makes as it begins it."""
+        try:
+            self.runner.foresee(prepared)
+        except _FOR_ALL:
+            raise
+        except errors.TmtoolError as error:
+            self._failed(Outcome(prepared.scene, "failed", prepared, error=error))
+            return
         estimate = {name: estimate_seconds(self.job, prepared, rate) for name, rate in DEVICE_CLASSES.items()}
         (slow, longest), *_, (fast, shortest) = estimate.items()
         _log.info(
@@ -205,7 +217,7 @@ class _Batch:
         try:
             status = self._status(prepared)
         except errors.TmtoolError as error:
-            if isinstance(error, errors.WeightsError) and not self.manners.dry_run:
+            if isinstance(error, errors.WeightsError):
                 raise
             self._failed(Outcome(prepared.scene, "invalid", prepared, error=error))
             return False
@@ -285,7 +297,7 @@ class _Batch:
         """Release the claim if what is done with a scene fails, which is the scene's own matter if others can go on."""
         try:
             yield
-        except (errors.DeviceError, errors.WeightsError, errors.ClusterError):  # which no scene can do without
+        except _FOR_ALL:
             held.release()
             raise
         except errors.TmtoolError as error:
