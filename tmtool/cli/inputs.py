@@ -281,5 +281,7 @@ def _as_file_name(stem: str, path: str) -> str:
         return stem
     name = "".join("_" if c in bad else c for c in stem)
     shown = " ".join(ascii(c) for c in sorted(bad))
-    _log.warning("%s: products are named %s_..., with _ for %s, which no file name should hold", ascii(path), name, shown)
+    _log.warning(
+        "%s: products are named %s_..., with _ for %s, which no file name should hold", ascii(path), name, shown
+    )
     return name

@@ -19,7 +19,8 @@ from tmtool.claims import Claim, check_writable, claim, owner
 from tmtool.cli import session
 from tmtool.cli.describe import duration, size_text
 from tmtool.cli.outcome import Outcome, Tally
-from tmtool.job import DEVICE_CLASSES, Job, Prepared, Scene, estimate_seconds, prepare
+from tmtool.cli.rates import Meter, times
+from tmtool.job import Job, Prepared, Scene, prepare
 from tmtool.metrics import code_use_text, comparison_text
 from tmtool.progress import LineReporter, Reporter, RichReporter, SilentReporter
 from tmtool.provenance import Status, notice_of
@@ -114,6 +115,7 @@ class _Batch:
         self._ahead: deque[_Begun] = deque()  # begun, but not run
         self._last: _Begun | None = None  # its products are being built while the next one's tiles run
         self._untidy: list[Prepared] = []
+        self._meter = Meter(job)
 
     def run(self, found: Sequence[Scene]) -> None:
         """Check all scenes, then run those that are not done; come back to those that other processes work on."""
@@ -149,6 +151,7 @@ class _Batch:
             for begun in self._ahead:
                 begun.running.put_back()
                 begun.held.release()
+            self._meter.remember()
 
     def _plan(self, prepared: Prepared) -> None:
         """Say what a scene would take, after the checks that a run makes as it begins it."""
@@ -159,12 +162,12 @@ class _Batch:
         except errors.TmtoolError as error:
             self._failed(Outcome(prepared.scene, "failed", prepared, error=error))
             return
-        estimate = {name: estimate_seconds(self.job, prepared, rate) for name, rate in DEVICE_CLASSES.items()}
-        (slow, longest), *_, (fast, shortest) = estimate.items()
+        estimate = times(self.job, prepared)
+        (here, seconds), *_, (fast, shortest) = estimate.items()
         _log.info(
-            "%s: %d tiles, at most %s of disk while it runs, roughly %s (%s) to %s (%s)",
+            "%s: %d tiles, at most %s of disk while it runs, roughly %s (%s) or %s (%s)",
             prepared.scene.stem, len(prepared.plan), size_text(prepared.disk_bytes),
-            duration(longest), slow, duration(shortest), fast,
+            duration(seconds), here, duration(shortest), fast,
         )  # fmt: skip
         self._tell(Outcome(prepared.scene, "planned", prepared, estimate=estimate))
 
@@ -331,6 +334,9 @@ class _Batch:
                 self._failed(Outcome(last.prepared.scene, "failed", last.prepared, error=error))
                 return
         self._tell(Outcome(last.prepared.scene, "done", last.prepared, result))
+        compute = self.runner.models.spec(tuple(last.prepared.sources)).compute
+        if not (self.manners.cluster or compute.beside or result.from_row):
+            self._meter.add(last.prepared, compute, result.tiles - result.empty_tiles, result.seconds)
 
     def _failed(self, outcome: Outcome) -> None:
         _log.error("%s", outcome.error)
