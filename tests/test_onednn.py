@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import narrow
-from tmtool.device import Compute, _cpu_flags
+from tmtool.device import Compute, cpu_flags
 from tmtool.models import onednn, parts
 from tmtool.models.onednn import OneDNNLinear, PackedConv2d, use_onednn
 
@@ -22,7 +22,7 @@ needs_linear = pytest.mark.skipif(not onednn.has_linear(), reason="torch has no 
 def assert_same(found: Tensor, expected: Tensor, bits: bool = True, roundings: int = 1) -> None:
     """The same bits; with AMX, where nobody has looked, and where torch may use a function of its own, some roundings apart."""
     assert found.dtype == expected.dtype
-    if bits and "amx_bf16" not in _cpu_flags():
+    if bits and "amx_bf16" not in cpu_flags():
         assert torch.equal(found, expected)
     else:
         error = roundings * 2**-7

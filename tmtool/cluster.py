@@ -74,9 +74,14 @@ def _distributed() -> Any:
 def check_address(address: str) -> None:
     """Raise `UsageError` if `address` cannot be a cluster's."""
     kind, _, rest = address.partition(":")
-    local = address == "local-cuda" or (kind == "local" and rest.isdigit() and int(rest) > 0)
+    local = _is_local(address) and (address == "local-cuda" or (rest.isdigit() and int(rest) > 0))
     if not (local or (kind in _SCHEMES and rest.startswith("//")) or Path(address).is_file()):
         raise UsageError(f"--cluster {address}: give {_FORMS}.")
+
+
+def _is_local(address: str) -> bool:
+    """Whether a cluster is one of this machine, which is started for the run."""
+    return address == "local-cuda" or address.startswith("local:")
 
 
 def _target(address: str, stack: ExitStack) -> dict[str, Any]:
@@ -111,13 +116,19 @@ def _local(environments: Sequence[Mapping[str, str]]) -> Any:
         return distributed.SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
 
 
-def _local_cuda() -> Any:
-    """Return a cluster of one process for each GPU of this machine: dask-cuda's where it is installed."""
-    if find_spec("dask_cuda"):
-        return import_module("dask_cuda").LocalCUDACluster()
-    count = cuda_devices()
+def _local_count(address: str) -> int:
+    """Return the processes of a cluster of this machine. Raises `DeviceError` where each needs a GPU and there is none."""
+    count = cuda_devices() if address == "local-cuda" else int(address.partition(":")[2])
     if not count:
         raise DeviceError("--cluster local-cuda: this machine has no CUDA device that torch can use.")
+    return count
+
+
+def _local_cuda() -> Any:
+    """Return a cluster of one process for each GPU of this machine: dask-cuda's where it is installed."""
+    count = _local_count("local-cuda")
+    if find_spec("dask_cuda"):
+        return import_module("dask_cuda").LocalCUDACluster()
     shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = shown.split(",") if shown else [str(i) for i in range(count)]
     return _local([{"CUDA_VISIBLE_DEVICES": name} for name in names])
@@ -148,7 +159,7 @@ class Facts:
         if (precisions := other.precisions) != self.precisions:
             yield f"precision {precisions} instead of {self.precisions}"
         for mine, its in zip(self.weights, other.weights, strict=True):
-            if mine != its:
+            if mine != its and None not in (mine, its):
                 yield f"other weights: {weights_text(its)} instead of {weights_text(mine)}"
 
     @property
@@ -157,9 +168,12 @@ class Facts:
         return ", ".join(sorted({compute.precision for compute in self.computes.values()}))
 
 
-def facts(job: Job, kinds: Sequence[tuple[str, ...]]) -> Facts:
-    """Return the facts of this process, for scenes with these kinds of inputs. Raises `WeightsError` and `DeviceError`."""
-    models = models_of(job)
+def facts(job: Job, kinds: Sequence[tuple[str, ...]], dry: bool = False) -> Facts:
+    """Return the facts of this process, for scenes with these kinds of inputs. Raises `WeightsError` and `DeviceError`.
+
+    If `dry`, no weights are fetched, and those that would be are None.
+    """
+    models = Models(job, dry=True) if dry else models_of(job)
     specs = [models.spec(inputs) for inputs in kinds]
     computes = {j.compute_asked: models.spec_of(j, kinds[0]).compute for j in job.all_tasks}
     compute = specs[0].compute
@@ -221,8 +235,8 @@ def _on_worker(task: BlockTask, kinds: Sequence[tuple[str, ...]], expected: Fact
 class Cluster:
     """The workers, and the blocks that are with them: those of the scenes begun first go first."""
 
-    def __init__(self, client: Any, job: Job) -> None:
-        self.client, self.job = client, _anywhere(job)
+    def __init__(self, client: Any, job: Job, *, dry: bool = False) -> None:
+        self.client, self.job, self.dry = client, _anywhere(job), dry
         self.kinds: list[tuple[str, ...]] = []
         self.expected: Facts | None = None
         self.scenes: deque[ClusterScene] = deque()
@@ -235,7 +249,7 @@ class Cluster:
         Raises `WeightsError` or `DeviceError` if workers differ, or lack what the job needs.
         """
         self.kinds = list(kinds)
-        found: dict[str, Any] = self.client.run(facts, self.job, self.kinds, on_error="return")
+        found: dict[str, Any] = self.client.run(facts, self.job, self.kinds, self.dry, on_error="return")
         for address, what in found.items():
             if isinstance(what, TmtoolError):
                 raise type(what)(f"worker {address}: {what}")
@@ -369,24 +383,35 @@ class ClusterScene:
 class ClusterRunner(Runner):
     """Runs the prepared scenes of one job on a cluster; products are written by this process.
 
-    The cluster is connected to, or started, when there is work for it; `stack` ends that.
+    The cluster is connected to, or started, when there is work for it; `stack` ends that. A `dry` runner connects to one
+    that is elsewhere, and starts none.
     """
 
-    def __init__(self, job: Job, address: str, stack: ExitStack, reporter: Reporter | None = None) -> None:
-        super().__init__(job, reporter)
+    def __init__(
+        self, job: Job, address: str, stack: ExitStack, reporter: Reporter | None = None, *, dry: bool = False
+    ) -> None:
+        super().__init__(job, reporter, dry=dry)
         check_address(address)
         self._address, self._stack = address, stack
 
     def expect(self, prepared: Sequence[Prepared]) -> None:
         """Look at the workers: they must have the weights that this machine has."""
-        self._cluster = Cluster(self._stack.enter_context(connect(self._address)), self.job)
         kinds = list(dict.fromkeys(tuple(p.sources) for p in prepared))
+        if _is_local(self._address):
+            count = _local_count(self._address)
+            super().expect(prepared)  # what fails there fails on all workers
+            if self.dry:
+                here = facts(self.job, kinds, dry=True)
+                self._expected = replace(here, memory=(here.memory[0] // count, here.memory[1]))
+                return
+        self._cluster = Cluster(self._stack.enter_context(connect(self._address)), self.job, dry=self.dry)
         found = self._expected = self._cluster.inspect(kinds)
         if (theirs := found.versions["tmtool"]) != __version__:
             raise DeviceError(f"The workers have tmtool {theirs}, this machine has {__version__}. Install one of them.")
-        self.models = Models(self.job, found.computes)
+        self.models = Models(self.job, found.computes, dry=self.dry)
         for inputs, weights in zip(kinds, found.weights, strict=True):
-            if (mine := self.models.weights(self.models.spec(inputs))) != weights:
+            mine = self.models.weights(self.models.spec(inputs))
+            if mine != weights and None not in (mine, weights):
                 raise WeightsError(
                     f"The workers have other weights than this machine: {weights_text(weights)} instead of "
                     f"{weights_text(mine)}. Give all of them the same --weights folder, or fetch again."

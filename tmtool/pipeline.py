@@ -20,7 +20,7 @@ from tmtool.job import Job, Prepared, fill_of
 from tmtool.memory import BackOff, loading
 from tmtool.modality import MODALITIES
 from tmtool.models import ModelEntry, ModelSpec
-from tmtool.models.weights import WeightFile, digest, local_file, locate
+from tmtool.models.weights import WeightFile, digest, local_file, locate, to_fetch
 from tmtool.plan import hull
 from tmtool.source import Reader, Source, centres, set_block_cache
 from tmtool.tasks import Task
@@ -32,15 +32,28 @@ class Models:
     """The models of one job: what they are, where their weights lie, and those that are built.
 
     `computes` says where models run by what the job asks for, where that is known from elsewhere than this machine.
+    With `dry` nothing is fetched: weights that a run would fetch are left out of what lies where.
     """
 
-    def __init__(self, job: Job, computes: Mapping[tuple[str, str, str], Compute] | None = None) -> None:
-        self.job = job
+    def __init__(
+        self, job: Job, computes: Mapping[tuple[str, str, str], Compute] | None = None, *, dry: bool = False
+    ) -> None:
+        self.job, self._dry = job, dry
+        self._absent: set[WeightFile] = set()
         self._computes = dict(computes or {})
         self._built: dict[tuple[str, str], tuple[ModelSpec, BackOff]] = {}
         self._building = threading.Lock()
         self._most = sys.maxsize  # tiles a batch that the device had room for
         self._digests: dict[Path, str] = {}
+
+    def expect(self, inputs: tuple[str, ...]) -> None:
+        """Check the device and find the weights of scenes with these inputs, what is cheap and quick first.
+
+        Raises `WeightsError` and `DeviceError`, and fetches weights only if all else is well.
+        """
+        if self.job.weights is not None or self.job.offline:
+            self.files(self.job.spec(inputs))
+        self.spec(inputs)
 
     def spec(self, inputs: tuple[str, ...]) -> ModelSpec:
         """Return the model of scenes with these inputs. Raises `WeightsError` and `DeviceError`."""
@@ -60,12 +73,21 @@ class Models:
             return None
         needed, checkpoint = self.job.entry.files(spec), spec.request.checkpoint
         own = {local_file(checkpoint): checkpoint} if checkpoint else {}
+        if self._dry:
+            needed = tuple(file for file in needed if file not in self._absent)
+            self._absent.update(to_fetch(needed, self.job.weights, self.job.offline))
+            needed = tuple(file for file in needed if file not in self._absent)
         return locate(needed, self.job.weights, self.job.offline) | own
 
     def weights(self, spec: ModelSpec) -> Any:
-        """Return what tells a model's weights from others: their digests by file, or "random"."""
+        """Return what tells a model's weights from others: their digests by file, or "random".
+
+        None if some would have to be fetched.
+        """
         if spec.files is None:
             return models.RANDOM
+        if self._absent.intersection(models.find(spec.name).files(spec)):
+            return None
         self._digests |= {path: digest(path) for path in spec.files.values() if path not in self._digests}
         return {str(file): self._digests[path] for file, path in spec.files.items()}
 

@@ -53,16 +53,23 @@ class SceneResult:
 
 
 class Runner:
-    """Runs the prepared scenes of one job; a model is built once for each kind of input."""
+    """Runs the prepared scenes of one job; a model is built once for each kind of input.
 
-    def __init__(self, job: Job, reporter: Reporter | None = None) -> None:
-        self.job, self.reporter, self.models = job, reporter or SilentReporter(), Models(job)
+    A `dry` one fetches no weights: it is for `expect`, `status` and `foresee`.
+    """
+
+    def __init__(self, job: Job, reporter: Reporter | None = None, *, dry: bool = False) -> None:
+        self.job, self.reporter, self.models = job, reporter or SilentReporter(), Models(job, dry=dry)
+        self.dry = dry
         self._least_said = sys.maxsize  # tiles a batch that the host has room for, as the log has been told
 
     def expect(self, prepared: Sequence[Prepared]) -> None:
-        """Be told of all scenes: find their weights, so that a missing file is known before anything is loaded."""
+        """Be told of all scenes: check the device and find their weights, before anything is loaded or written.
+
+        Raises `WeightsError` and `DeviceError`.
+        """
         for inputs in dict.fromkeys(tuple(p.sources) for p in prepared):
-            self.models.files(self.job.spec(inputs))
+            self.models.expect(inputs)
 
     def announce(self, due: Sequence[Prepared]) -> None:
         """Be told of the scenes that will be run, before the first of them is."""
@@ -79,6 +86,11 @@ class Runner:
         provenance = self._provenance(prepared, self.models.spec(tuple(prepared.sources)))
         self.job.task.check_made(prepared.sources, provenance)
         return status_of(prepared, provenance)
+
+    def foresee(self, prepared: Prepared) -> None:
+        """Check what `begin` would check of a scene, and leave nothing behind. Raises `TmtoolError`."""
+        spec = self.models.spec(tuple(prepared.sources))
+        self._fitting(prepared, spec, *self._usual(prepared, spec, {}))
 
     def run(self, prepared: Prepared, place: str = "", check: Callable[[], None] = lambda: None) -> SceneResult:
         """Run one scene to its products; see `begin`."""

@@ -1,7 +1,7 @@
 """How a scene's products would be made now, and whether those that exist are what a job would make."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -13,7 +13,9 @@ from tmtool.provenance import Provenance, parse
 
 
 def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -> Provenance:
-    """Return what all products of a scene say of how they were made; `weights` are the digests by file, or "random"."""
+    """Return what all products of a scene say of how they were made; `weights` are the digests by file, "random",
+    or None if they are not known before they are fetched.
+    """
     return Provenance(
         task=job.task.name,
         model=job.model,
@@ -74,11 +76,14 @@ def status_of(prepared: Prepared, provenance: Provenance) -> Status:
     for product in existing:
         path = target(prepared.scene, product)
         try:
-            made = parse(product.format.tags(path))
+            # absolute, as a name such as http:a would be a URI where it begins the path
+            made = parse(product.format.tags(path.absolute()))
         except ProductError as error:
             return Status("other", f"{path} is not whole ({error})")
         if made is None:
             return Status("other", f"{path} exists and was not made by tmtool")
+        if provenance.weights is None:
+            made = replace(made, weights=None)
         if changed := made.differences(provenance):
             return Status("other", f"{path} exists and was made otherwise: {'; '.join(changed)}")
         if made.validity and not (path.parent / made.validity).exists():

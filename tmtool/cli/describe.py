@@ -8,7 +8,8 @@ from typing import Any
 import typer
 
 from tmtool import errors
-from tmtool.job import DEVICE_CLASSES, Job, Prepared, Scene, empty_share, estimate_seconds, prepare
+from tmtool.cli.rates import times
+from tmtool.job import Job, Prepared, Scene, empty_share, prepare
 from tmtool.source import BandValues, pixel_size_m
 
 _log = logging.getLogger("tmtool")
@@ -60,7 +61,7 @@ def _facts(job: Job, prepared: Prepared) -> dict[str, Any]:
         "empty_share": empty,
         "memory_bytes": prepared.memory_bytes(),
         "disk_bytes": prepared.disk_bytes,
-        "seconds": {name: estimate_seconds(job, prepared, rate, 1 - empty) for name, rate in DEVICE_CLASSES.items()},
+        "seconds": times(job, prepared, 1 - empty),
     }
 
 
@@ -89,7 +90,7 @@ def _text(facts: dict[str, Any]) -> str:
         f"  disk          {size_text(facts['disk_bytes'])} at most while it runs",
     ]
     lines += [f"  time          {duration(s):>10}  {name}" for name, s in facts["seconds"].items()]
-    return "\n".join([*lines, "  (times are rough: arithmetic of the job over the rate such a device sustains)"])
+    return "\n".join([*lines, "  (times are rough: arithmetic of the job over the rate that a device sustains)"])
 
 
 def _value_facts(values: BandValues) -> dict[str, Any]:

@@ -76,7 +76,8 @@ def _file_facts(file: "WeightFile", path: str | None) -> dict[str, Any]:
 
 def _text(row: dict[str, Any]) -> str:
     lines = [f"{row['model']:<6} {row['title']} ({row['licence']})"]
-    lines.append(f"       in {' '.join(row['inputs'])}; out {' '.join(row['outputs'])}")
+    lines.append(f"       inputs {' '.join(row['inputs'])}")
+    lines.append(f"       outputs {' '.join(row['outputs'])}")
     for file in row["files"]:
         where = file["path"] or "not here yet"
         about = "" if file["path"] else "~"

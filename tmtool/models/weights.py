@@ -94,6 +94,19 @@ def locate(
     return {file: path for file, path in found.items() if path is not None}
 
 
+def to_fetch(files: Sequence[WeightFile], folder: str | None, offline: bool) -> list[WeightFile]:
+    """Return the files that `locate` would fetch. The hub is asked for each, but nothing is downloaded.
+
+    Raises `WeightsError` where `locate` would.
+    """
+    missing = [file for file in files if find_locally(file, folder) is None]
+    asks = folder is None and not offline
+    out_of_reach = [file for file in missing if not asks or _fetch(file, only_ask=True) is None]
+    if out_of_reach:
+        raise WeightsError(_missing_message(out_of_reach, folder, offline))
+    return missing
+
+
 def find_locally(file: WeightFile, folder: str | None = None) -> Path | None:
     """Return where a file lies in the package, in `folder`, or in the hub's cache; None if it has to be fetched."""
     if file.packaged is not None:
@@ -120,8 +133,11 @@ def _in_folder(file: WeightFile, folder: Path) -> Path | None:
     return None
 
 
-def _fetch(file: WeightFile) -> Path | None:
-    """Download a file into the hub's cache, resuming where a connection breaks; None without network."""
+def _fetch(file: WeightFile, only_ask: bool = False) -> Path | None:
+    """Download a file into the hub's cache, resuming where a connection breaks; None without network.
+
+    With `only_ask` nothing is downloaded, and the path is where the file would lie.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -131,8 +147,11 @@ def _fetch(file: WeightFile) -> Path | None:
         RepositoryNotFoundError,
     )
 
-    _log.info("fetching %s (about %d MB) from the hub", file, file.megabytes)
+    doing = "the run would fetch" if only_ask else "fetching"
+    _log.info("%s %s (about %d MB) from the hub", doing, file, file.megabytes)
     try:
+        if only_ask:
+            return Path(_persistently(lambda: hf_hub_download(file.repo, file.filename, dry_run=True).local_path))
         return Path(_persistently(lambda: hf_hub_download(file.repo, file.filename)))
     except LocalEntryNotFoundError as error:  # no network, HF_HUB_OFFLINE is set, or an answer that was not understood
         if isinstance(error.__cause__, HfHubHTTPError):

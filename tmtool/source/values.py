@@ -75,9 +75,7 @@ def measured(sample: FloatArray, bands: Sequence[str], expected: Moments | None)
             spread=float(of_band.std()),
             expected=own,
         )
-        for band, of_band, own in zip(
-            bands, sample.astype(np.float64), known, strict=False
-        )
+        for band, of_band, own in zip(bands, sample.astype(np.float64), known, strict=False)
     )
 
 

@@ -70,7 +70,7 @@ class Reconstruct(Task):
         """Raise `InputError` for tokens that another tokenizer made than the one that would decode them."""
         for source in sources.values():
             made = source.made
-            if made is not None and made.weights != provenance.weights:
+            if made and provenance.weights is not None and made.weights != provenance.weights:
                 raise InputError(
                     f"{source.path}: its tokens were made by another tokenizer ({made.model}, "
                     f"{weights_text(made.weights)}) than the one in use ({provenance.model}, "
