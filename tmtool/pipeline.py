@@ -20,7 +20,7 @@ from tmtool.job import Job, Prepared
 from tmtool.memory import BackOff, loading
 from tmtool.modality import MODALITIES
 from tmtool.models import ModelSpec
-from tmtool.models.weights import WeightFile, digest, local_file, locate
+from tmtool.models.weights import WeightFile, check_file, digest, local_file, locate
 from tmtool.plan import hull
 from tmtool.products import tokenised
 from tmtool.source import Reader, Source, centres, set_block_cache
@@ -42,6 +42,7 @@ class Models:
         self._building = threading.Lock()
         self._most = sys.maxsize  # tiles a batch that the device had room for
         self._digests: dict[Path, str] = {}
+        self._looked_at: set[Path] = set()
 
     def spec(self, inputs: tuple[str, ...]) -> ModelSpec:
         """Return the model of scenes with these inputs. Raises `WeightsError` and `DeviceError`."""
@@ -60,12 +61,17 @@ class Models:
         return replace(spec, files=self.files(spec))
 
     def files(self, spec: ModelSpec) -> dict[WeightFile, Path] | None:
-        """Find the weights of a model; None for random ones. Raises `WeightsError`."""
+        """Find the weights of a model, and look once at each file's header; None for random ones. Raises `WeightsError`."""
         if self.job.weights == models.RANDOM:
             return None
-        needed = models.find(self.job.model).files(spec)
+        entry = models.find(self.job.model)
         own = {local_file(spec.checkpoint): spec.checkpoint} if spec.checkpoint else {}
-        return locate(needed, self.job.weights, self.job.offline) | own
+        found = locate(entry.files(spec), self.job.weights, self.job.offline) | own
+        for file, path in found.items():
+            if path not in self._looked_at:
+                check_file(file, path, entry.dim)
+                self._looked_at.add(path)
+        return found
 
     def weights(self, spec: ModelSpec) -> Any:
         """Return what tells a model's weights from others: their digests by file, or "random"."""
