@@ -17,19 +17,9 @@ from tmtool.models.weights import WeightFile, coords_file, core_file, packaged_f
 RANDOM = "random"
 """Value of `--weights` that asks for seeded random weights."""
 
-# What `host_bytes` reckons with, beside the models' own figures. Its estimates / measured peaks in 10**6 bytes, torch 2.15 on
-# x86-64, tiles of 256 px, base with weights from files unless said otherwise:
-#                                             1 tile       2 tiles      4 tiles
-#   generate S1GRD,LULC of S2L2A, fp32     4430 / 3876  4727 / 4149  5321 / 4524
-#   generate S1GRD,LULC of S2L2A, bf16     3179 / 2667  3476 / 2875  4070 / 3385
-#   the same by large, random fp32         7106 / 5648  7402 / 5849
-#   tokenize S2L2A, fp32                   1967 / 1618  2005 / 1644  2081 / 1703
-#   reconstruct S2L2A tokens, fp32         2654 / 2131  2836 / 2304  3200 / 2537
-#   embed S2L2A,S1GRD,DEM, random fp32     1990 / 1595  2088 / 1649  2284 / 1753
-#   generate S1GRD,LULC of S2L2A, demo     1659 / 1417  1853 / 1605
-# One tile of 512 px: 5321 / 4178 (base, random fp32), 2240 / 1864 (demo).
-# All this with terratorch imported whole, 1163. Now estimates are 417 lower. Peaks found since, with pages of mapped files,
-# which the system can drop: generate fp32 3495, bf16 2857 (4 tiles: 2892); tokenize 1295; embed S2L2A 1236; demo 1089.
+# What `host_bytes` reckons with, beside the models' own figures. Its estimates / measured peaks in 10**6 bytes, tiles of 256 px
+# one at a time, weights from files: generate S1GRD,LULC of S2L2A base fp32 4016 / 3495, bf16 2765 / 2857, demo 1245 / 1089;
+# tokenize 1552 / 1295; embed S2L2A 1516 / 1236. Peaks hold pages of mapped files, which the system can drop.
 _LIBRARIES_MB = 800  # torch, of terratorch what TerraMind needs, and rasterio, imported: 760
 _ALLOCATOR_MB = 100  # freed, and kept for later
 _WEIGHT_BYTES = {"fp32": 4.5, "bf16": 2.4, "fp16": 2.4}  # and what loading leaves; norms and tables stay float32
