@@ -165,6 +165,10 @@ class _Foreign(dict[Any, Any]):
     def __init__(self, *_: object, **__: object) -> None:
         super().__init__()
 
+    def __call__(self, *_: object) -> "_Foreign":
+        """Stand for what a call would make."""
+        return self
+
     def __setstate__(self, state: object) -> None:
         """Ignore what the object held."""
 
