@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from samples.synthesis import LULC_NAMES, S2_BANDS, synthesise
 from tmtool.modality import MODALITIES
-from tmtool.models import demo, find
+from tmtool.models import MODELS, demo, find
 
 HELD_OUT_SEED = 900_000
 SCENE_PX = 512
@@ -55,7 +55,7 @@ def restore(modality: str, values: Tensor) -> Tensor:
 def embeddings() -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
     """Return fresh embedding modules of TerraTorch for all of the demo's inputs, chained outputs and outputs."""
     tokens = [MODALITIES[m].token_key for m in demo.DEMO_OUTPUTS]
-    encoder = [*(MODALITIES[m].raw_key for m in demo.DEMO_INPUTS), *tokens]
+    encoder = [*(MODALITIES[m].raw_key for m in MODELS["demo"].inputs), *tokens]
     return (
         {key: MODALITY_INFO[key]["encoder_embedding"](image_size=224, **MODALITY_INFO[key]) for key in encoder},
         {key: MODALITY_INFO[key]["decoder_embedding"](image_size=224, **MODALITY_INFO[key]) for key in tokens},

@@ -202,6 +202,19 @@ def _warn_of_crowds(workers: Collection[Facts], threads: int) -> None:
             )
 
 
+def _side_by_side(workers: Collection[Facts], threads: int) -> int:
+    """Count the workers that are worth a block each at the same time.
+
+    Where they have fewer cores than threads, those that do not spin leave about half of their cores to others.
+    """
+    count = 0
+    for host in {worker.host for worker in workers}:
+        there = [worker for worker in workers if worker.host == host]
+        fit = there[0].cores // threads if threads else len(there)
+        count += min(len(there), max(1, fit if any(worker.spins for worker in there) else 2 * fit))
+    return count
+
+
 class _Unfit(Exception):
     """A worker would compute something else. The arguments are its address and why."""
 
@@ -241,6 +254,7 @@ class Cluster:
         self.expected: Facts | None = None
         self.scenes: deque[ClusterScene] = deque()
         self.begun = self.total = 0
+        self.side_by_side = self.share = 1  # workers that compute at once: of all scenes, and of each
 
     def inspect(self, kinds: Sequence[tuple[str, ...]]) -> Facts:
         """Look at all workers; return what they have in common, the least of what they have room for.
@@ -262,7 +276,9 @@ class Cluster:
         hosts = [what.host for what in found.values()]
         memory = min((what.memory[0] // hosts.count(what.host), what.memory[1]) for what in found.values())
         computes = {asked: c.as_threaded_here() for asked, c in first.computes.items()}
-        _warn_of_crowds(found.values(), max(c.threads for c in computes.values()))
+        threads = max(c.threads for c in computes.values())
+        _warn_of_crowds(found.values(), threads)
+        self.side_by_side = _side_by_side(found.values(), threads)
         self.expected = replace(first, computes=computes, batch=min(f.batch for f in found.values()), memory=memory)
         return self.expected
 
@@ -330,7 +346,7 @@ class ClusterScene:
         self._cluster, self._prepared, self._reporter = cluster, _seen_from_anywhere(prepared), reporter
         self._task = (batch, spec.compute.threads)
         self.watch = Watch()
-        self.row_blocks: Sequence[range] = prepared.plan.row_blocks()
+        self.row_blocks: Sequence[range] = prepared.plan.row_blocks(cluster.share)
         self.waiting: deque[BlockTask] = deque()
         self.flying: deque[tuple[BlockTask, Any]] = deque()
         self.empty_tiles, self.batch_in_force = 0, batch
@@ -418,8 +434,9 @@ class ClusterRunner(Runner):
                 )
 
     def announce(self, due: Sequence[Prepared]) -> None:
-        """Be told of the scenes that will be run: count their blocks."""
-        self._cluster.total = sum(len(p.plan.row_blocks()) for p in due)
+        """Be told of the scenes that will be run: share out the workers, and count the blocks."""
+        self._cluster.share = self._cluster.side_by_side // len(due)
+        self._cluster.total = sum(len(p.plan.row_blocks(self._cluster.share)) for p in due)
 
     def has_room(self, begun: int) -> bool:
         """Return whether another scene should be begun, so that workers do not run out of blocks."""
@@ -437,7 +454,7 @@ class ClusterRunner(Runner):
         return self._expected.memory
 
     def _held_bytes(self, prepared: Prepared, parts: int) -> int:
-        rows = max(len(rows) for rows in prepared.plan.row_blocks())
+        rows = max(len(rows) for rows in prepared.plan.row_blocks(self._cluster.share))
         pixels = rows * prepared.width(parts)
         return _AHEAD * sum(pixels * p.layout.pixel_bytes // p.spec.scale**2 for p in prepared.products)
 

@@ -20,7 +20,7 @@ from tmtool.job import Job, Prepared, fill_of
 from tmtool.memory import BackOff, loading
 from tmtool.modality import MODALITIES
 from tmtool.models import ModelEntry, ModelSpec
-from tmtool.models.weights import WeightFile, digest, local_file, locate, to_fetch
+from tmtool.models.weights import WeightFile, check_file, digest, local_file, locate, to_fetch
 from tmtool.plan import hull
 from tmtool.source import Reader, Source, centres, set_block_cache
 from tmtool.tasks import Task
@@ -45,6 +45,7 @@ class Models:
         self._building = threading.Lock()
         self._most = sys.maxsize  # tiles a batch that the device had room for
         self._digests: dict[Path, str] = {}
+        self._looked_at: set[Path] = set()
 
     def expect(self, inputs: tuple[str, ...]) -> None:
         """Check the device and find the weights of scenes with these inputs, what is cheap and quick first.
@@ -68,7 +69,7 @@ class Models:
         return replace(spec, files=self.files(spec))
 
     def files(self, spec: ModelSpec) -> dict[WeightFile, Path] | None:
-        """Find the weights of a model; None for random ones. Raises `WeightsError`."""
+        """Find the weights of a model, and look once at each file's header; None for random ones. Raises `WeightsError`."""
         if self.job.weights == models.RANDOM:
             return None
         needed, checkpoint = self.job.entry.files(spec), spec.request.checkpoint
@@ -77,7 +78,12 @@ class Models:
             needed = tuple(file for file in needed if file not in self._absent)
             self._absent.update(to_fetch(needed, self.job.weights, self.job.offline))
             needed = tuple(file for file in needed if file not in self._absent)
-        return locate(needed, self.job.weights, self.job.offline) | own
+        found = locate(needed, self.job.weights, self.job.offline) | own
+        for file, path in found.items():
+            if path not in self._looked_at:
+                check_file(file, path, self.job.entry.dim)
+                self._looked_at.add(path)
+        return found
 
     def weights(self, spec: ModelSpec) -> Any:
         """Return what tells a model's weights from others: their digests by file, or "random".

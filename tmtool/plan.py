@@ -16,6 +16,8 @@ from tmtool.grid import Grid, OutputSpec, Placement, Tile, Window, reflect
 
 REPEATED = 0.07
 """Share of a scene's tiles that may be computed twice so that its blocks can be computed apart."""
+REPEATED_BY_IDLE = 0.25
+"""The same where workers would have nothing to do otherwise."""
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,17 @@ class TilePlan:
         """Cut the scene into about as many parts of source columns, on the borders of tiles."""
         return self._cut(1, parts)
 
-    def row_blocks(self, least: int = 1) -> list[range]:
-        """Cut the scene into blocks of source rows, on the borders of tiles: at least `least` if there are tile rows for it.
+    def row_blocks(self, workers: int = 1) -> list[range]:
+        """Cut the scene into blocks of source rows, on the borders of tiles, for so many workers.
 
         Blocks that are computed apart repeat the row of tiles that two of them share. There are as many as that takes no
-        more than `REPEATED` of all tiles for, unless more are asked for.
+        more than `REPEATED` of all tiles for. More workers get a block each while that takes no more than
+        `REPEATED_BY_IDLE`, as far as the longest block gets shorter by it.
         """
-        return self._cut(0, max(least, 1 + int(REPEATED * self.counts[0])))
+        count = self.counts[0]
+        usual, most = 1 + int(REPEATED * count), 1 + int(REPEATED_BY_IDLE * count)
+        numbers = range(usual, max(usual, min(workers, most)) + 1)
+        return self._cut(0, min(numbers, key=lambda n: -(-count // n) + (n > 1)))
 
     def even_blocks(self, least: int = 1) -> list[range]:
         """Cut the scene into blocks of source rows as `row_blocks` does, all of one height but for a lower last one.

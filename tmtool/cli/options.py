@@ -1,15 +1,12 @@
 """Options that commands share, each declared once."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from tmtool import errors
 from tmtool.modality import INPUTS, OUTPUTS
-
-if TYPE_CHECKING:
-    pass
 
 _IO, _TILES, _SAMPLING, _MODEL, _RUN = "Input and output", "Tiles", "Sampling", "Model and device", "Run"
 _EMBEDDING = "Embedding"

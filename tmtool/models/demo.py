@@ -22,7 +22,6 @@ from tmtool.models.architecture import modality_info, terramind, terramind_regis
 from tmtool.models.parts import CORE
 from tmtool.models.terramind import Architecture, assemble
 
-DEMO_INPUTS: tuple[str, ...] = ("S2L2A", "S1GRD", "S1RTC", "DEM")
 DEMO_OUTPUTS: tuple[str, ...] = ("LULC", "NDVI", "S1GRD", "S1RTC", "S2L2A")
 
 CORE_DIM = 128
@@ -42,9 +41,6 @@ def _core_path() -> Path:
 
 def _tokenizer_path(modality: str) -> Path:
     return _FOLDER / f"tokenizer_{modality.lower()}.safetensors"
-
-
-WEIGHT_FILES: list[Path] = [_core_path(), *(_tokenizer_path(m) for m in DEMO_OUTPUTS)]
 
 
 def build_core(encoder_embeddings: dict[str, nn.Module], decoder_embeddings: dict[str, nn.Module]) -> Any:

@@ -1,8 +1,8 @@
 """How much of the host's memory models take: an estimate, since a host does not say when it has too little.
 
-Estimates and measured peaks in 10**6 bytes (torch 2.15, x86-64, tiles of 256 px, base with weights from files):
-generate S1GRD,LULC in fp32 4013 / 3495, in bf16 2762 / 2857 with mapped pages that can be dropped; tokenize 1550 / 1295;
-embed 1573 / 1236; demo generate 1242 / 1089.
+Estimates / measured peaks in 10**6 bytes, tiles of 256 px one at a time, weights from files: generate S1GRD,LULC of S2L2A base
+fp32 4016 / 3495, bf16 2765 / 2857, demo 1245 / 1089; tokenize 1552 / 1295; embed S2L2A 1516 / 1236. Peaks hold pages of
+mapped files, which the system can drop.
 """
 
 from collections.abc import Sequence
