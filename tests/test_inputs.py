@@ -14,8 +14,8 @@ import pytest
 import rasterio
 import typer
 
-from tmtool.cli import inputs
-from tmtool.cli.inputs import Listing, scenes
+from tmtool.batch import listing as inputs
+from tmtool.batch.listing import Listing, list_scenes
 from tmtool.errors import InputError, UsageError
 from tmtool.provenance import PROVENANCE_TAG
 
@@ -56,7 +56,7 @@ def touch(folder: Path, *names: str) -> list[str]:
 
 
 def paths(*arguments: object, **options: Any) -> list[str]:
-    return [scene.path for scene in scenes(Listing([str(a) for a in arguments], **options), OUT)]
+    return [scene.path for scene in list_scenes(Listing([str(a) for a in arguments], **options), OUT)]
 
 
 def on_stdin(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
@@ -69,12 +69,12 @@ def on_stdin(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 def test_a_folder_gives_its_rasters_sorted(data: Path) -> None:
     touch(data, "b.tif", "a.jp2", "C.TIFF", "notes.txt", "a.tif.aux.xml", "e.parquet", "below/d.tif", "z.zarr/0.tif")
     assert paths(data) == ["data/C.TIFF", "data/a.jp2", "data/b.tif"]
-    assert {scene.folder for scene in scenes(Listing([f"./{data}/"]), OUT)} == {OUT}
+    assert {scene.folder for scene in list_scenes(Listing([f"./{data}/"]), OUT)} == {OUT}
 
 
 def test_folders_inside_are_mirrored(data: Path) -> None:
     touch(data, "b.tif", "2024/05/a.tif", "2024/a.tif", "2025/a.tif", "2025/c.zarr/0.tif", ".tmtool-w/a.tif")
-    found = scenes(Listing([str(data)], recursive=True), OUT)
+    found = list_scenes(Listing([str(data)], recursive=True), OUT)
     assert [(s.path, s.folder) for s in found] == [
         ("data/2024/05/a.tif", OUT / "2024" / "05"),
         ("data/2024/a.tif", OUT / "2024"),
@@ -82,7 +82,7 @@ def test_folders_inside_are_mirrored(data: Path) -> None:
         ("data/b.tif", OUT),
     ]
     os.chdir(data)
-    assert [(s.path, s.folder) for s in scenes(Listing(["."], recursive=True), OUT)][0] == (
+    assert [(s.path, s.folder) for s in list_scenes(Listing(["."], recursive=True), OUT)][0] == (
         "2024/05/a.tif",
         OUT / "2024" / "05",
     )
@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_listed_is_named(data: Path, monkeypatch: pytest
 
 def test_a_file_named_twice_counts_once_where_it_comes_first(data: Path) -> None:
     _, b = touch(data, "x/a.tif", "x/b.tif")
-    found = scenes(Listing([f"./{b}", str(Path(b).absolute()), "data/x", str(data)], recursive=True), OUT)
+    found = list_scenes(Listing([f"./{b}", str(Path(b).absolute()), "data/x", str(data)], recursive=True), OUT)
     assert [(s.path, s.folder) for s in found] == [("./data/x/b.tif", OUT), ("data/x/a.tif", OUT)]
 
 
@@ -224,13 +224,13 @@ def test_lists_name_files_folders_and_globs(data: Path, monkeypatch: pytest.Monk
     assert paths(files_from="list") == expected
     for listing in (Listing(["-"]), Listing(files_from="-")):
         on_stdin(monkeypatch, text)
-        assert [scene.path for scene in scenes(listing, OUT)] == expected
+        assert [scene.path for scene in list_scenes(listing, OUT)] == expected
 
 
 def test_lists_separated_by_nul_hold_any_name(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = touch(data, " b and c.tif", "two\nlines.tif", "é_LULC.tif\n.tif", " x/a.tif")
     on_stdin(monkeypatch, "\0".join([*names, "", "data/ x"]) + "\0")
-    found = scenes(Listing(["-"], null=True), OUT)
+    found = list_scenes(Listing(["-"], null=True), OUT)
     assert [scene.path for scene in found] == names
     assert [scene.stem for scene in found][:2] == [" b and c", "two_lines"]
 
@@ -253,19 +253,19 @@ def test_lists_that_cannot_be_used(data: Path, text: str | None, error: type[Exc
 
 def test_nothing_is_an_error() -> None:
     with pytest.raises(UsageError, match="No input: give INPUT"):
-        scenes(Listing(), OUT)
+        list_scenes(Listing(), OUT)
 
 
 def test_rasters_of_one_scene_go_without_a_list(data: Path) -> None:
     pairs = ["S2L2A=s2.tif", "DEM=dem.tif"]
-    (scene,) = scenes(Listing(), OUT, pairs)
+    (scene,) = list_scenes(Listing(), OUT, pairs)
     assert ([(m and m.name, path) for m, path in scene.inputs], scene.stem) == (
         [("S2L2A", "s2.tif"), ("DEM", "dem.tif")],
         "s2",
     )
     for listing in (Listing(["a.tif"]), Listing(files_from="list")):
         with pytest.raises(UsageError, match="no INPUT"):
-            scenes(listing, OUT, pairs)
+            list_scenes(listing, OUT, pairs)
 
 
 # --- shards ----------------------------------------------------------------------------------------------------------

@@ -19,62 +19,147 @@ names of the bands as coordinate (`band_S2L2A` and so on, where products have di
 the product, in `spatial_ref`; a rotated raster has no `x` and `y`. `_FillValue` is nodata, values are not masked. Attributes
 name bands, units and classes; `TMTOOL_PROVENANCE` (JSON) says how the product was made.
 
-Keywords are the command's options and mean the same; errors (`tmtool.errors.TmtoolError`) call them by the command's names.
+Keywords are the command's options and mean the same; errors (`tmtool.errors.TmtoolError`) call them by their own names.
 All that can be known before a model is loaded is checked when a function is called; notes go to the `tmtool` logger.
 """
 
+import functools
+import inspect
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, ParamSpec, TypedDict, Unpack, get_args, get_type_hints
 
 import xarray as xr
 
+from tmtool import models
 from tmtool.datasets import computed, dataset, lazy, making_of
-from tmtool.errors import UsageError
+from tmtool.errors import TmtoolError, UsageError
 from tmtool.job import Job, Prepared, Scene, look_at, prepared_of
 from tmtool.modality import Modality, find
-from tmtool.models import RANDOM, Sampling
-from tmtool.plan import Tiling
+from tmtool.models import RANDOM
+from tmtool.settings import Dtype, Merge, Normalize, Pool, Running, Sampling, Tiling, Vectors
 from tmtool.status import notice_of
-from tmtool.tasks import Embed, Generate, Reconstruct, Tokenize, Vectors
+from tmtool.tasks import Embed, Generate, Reconstruct, Task, Tokenize
+
+P = ParamSpec("P")
 
 _log = logging.getLogger("tmtool")
 
-Merge = Literal["mean", "max", "concat", "dict"]
-Normalize = Literal["none", "l2"]
-Pool = Literal["patch", "tile", "scene"]
-Dtype = Literal["float32", "float16"]
+_FloatDtype = Literal["float32", "float16"]
 
 Raster = str | os.PathLike[str] | xr.DataArray
 """A path or an array."""
 
 
+class _Model(TypedDict, total=False):
+    """Keywords of all functions."""
+
+    s2_offset: float | None
+    model: str
+    weights: str | os.PathLike[str] | None
+    offline: bool
+    device: str
+    precision: str
+    compile: str
+    batch_size: int | None
+    crop: int | None
+    stride: int | None
+    delta: int | None
+    blocks: int | None
+
+
+class _Drawing(TypedDict, total=False):
+    """Keywords of functions that draw tokens."""
+
+    seed: int
+    top_p: float
+    top_k: int
+    temperature: float
+
+
+class _Decoding(TypedDict, total=False):
+    """Keywords of functions that decode tokens."""
+
+    timesteps: int
+    clip_sigma: float | None
+
+
+class GenerateOptions(_Model, _Drawing, _Decoding, total=False):
+    """Keywords of `generate`."""
+
+    decoding_steps: int
+
+
+class TokenizeOptions(_Model, total=False):
+    """Keywords of `tokenize`."""
+
+
+class ReconstructOptions(_Model, _Decoding, total=False):
+    """Keywords of `reconstruct`."""
+
+    seed: int
+
+
+class EmbedOptions(_Model, _Drawing, total=False):
+    """Keywords of `embed`."""
+
+    layer: int | Sequence[int]
+    merge: Merge
+    bands: Mapping[str, Sequence[str]] | None
+    tim: str | Sequence[str]
+    coords: bool
+    normalize: Normalize
+    pool: Pool
+    dtype: Dtype
+    checkpoint: str | os.PathLike[str] | None
+
+
+_DEFAULTS: dict[str, Any] = {
+    **{f.name: f.default for group in (Running, Sampling, Vectors) for f in fields(group)},
+    **{"s2_offset": None, "crop": None, "stride": None, "delta": None, "blocks": None},
+    **{"layer": -1, "merge": "mean", "bands": None, "tim": (), "coords": False, "checkpoint": None},
+}
+
+
+def _spoken(function: Callable[P, xr.Dataset]) -> Callable[P, xr.Dataset]:
+    """Give a function the keywords of its options, and have errors speak of them as Python does, not of the command's."""
+    hints = get_type_hints(function)
+    options = get_args(hints.pop("options"))[0] if get_args(hints["options"]) else hints.pop("options")
+    own = [p for p in inspect.signature(function).parameters.values() if p.name != "options"]
+    keywords = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS[name], annotation=hint)
+        for name, hint in get_type_hints(options).items()
+    ]
+    names = {"in": "modality", **{p.name.replace("_", "-"): p.name for p in (*own, *keywords)}}
+    flags = re.compile(rf"--({'|'.join(sorted(names, key=len, reverse=True))})\b")
+
+    @functools.wraps(function)
+    def call(*args: P.args, **given: P.kwargs) -> xr.Dataset:
+        if unknown := set(given) - {p.name for p in (*own, *keywords)}:
+            raise TypeError(f"{function.__name__}() got an unexpected keyword argument {min(unknown)!r}")
+        try:
+            return function(*args, **given)
+        except TmtoolError as error:
+            said = flags.sub(lambda flag: names[flag[1]], str(error))
+            if said == str(error):
+                raise
+            raise type(error)(said) from error
+
+    call.__signature__ = inspect.Signature([*own, *keywords], return_annotation=xr.Dataset)  # type: ignore[attr-defined]
+    return call
+
+
+@_spoken
 def generate(
     raster: Raster | Mapping[str, Raster],
     out: str | Sequence[str],
     *,
     modality: str | None = None,
-    s2_offset: float | None = None,
-    model: str = "base",
-    weights: str | os.PathLike[str] | None = None,
-    offline: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    compile: str = "auto",
-    batch_size: int | None = None,
-    seed: int = 0,
-    top_p: float = 0.8,
-    top_k: int = 0,
-    temperature: float = 1.0,
-    decoding_steps: int = 1,
-    timesteps: int = 10,
-    clip_sigma: float | None = None,
-    crop: int = 256,
-    stride: int = 192,
-    delta: int = 8,
-    blocks: int | None = None,
+    **options: Unpack[GenerateOptions],
 ) -> xr.Dataset:
     """Generate the modalities `out` from a raster, or from several of one scene; each conditions the next.
 
@@ -89,39 +174,11 @@ def generate(
 
     Example: `tmtool.generate({"S2L2A": s2, "DEM": "dem.tif"}, "S1GRD")["S1GRD"].sel(band="VV")`
     """
-    job = Job(
-        task=Generate(_outputs(out), Sampling(top_p, top_k, temperature, decoding_steps, timesteps, clip_sigma)),
-        model=model,
-        weights=_folder(weights),
-        offline=offline,
-        s2_offset=s2_offset,
-        tiling=Tiling(crop, stride, delta),
-        seed=seed,
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-        compile=compile,
-    )
-    return _run(job, raster, modality, blocks)
+    return _run(Generate(_outputs(out), _sampling(options)), raster, modality, options)
 
 
-def tokenize(
-    raster: Raster,
-    *,
-    modality: str | None = None,
-    s2_offset: float | None = None,
-    model: str = "base",
-    weights: str | os.PathLike[str] | None = None,
-    offline: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    compile: str = "auto",
-    batch_size: int | None = None,
-    crop: int = 256,
-    stride: int = 192,
-    delta: int = 16,
-    blocks: int | None = None,
-) -> xr.Dataset:
+@_spoken
+def tokenize(raster: Raster, *, modality: str | None = None, **options: Unpack[TokenizeOptions]) -> xr.Dataset:
     """Turn a raster into tokens: one code of its modality's codebook for each patch of 16 x 16 px.
 
     Returns a Dataset of `{MOD}_tokens` (y, x) uint16, nodata 65535, on the patch grid; and, as a patch may hold pixels of
@@ -131,40 +188,12 @@ def tokenize(
 
     Example: `tmtool.tokenize("Santiago.tif")["S2L2A_tokens"].rio.to_raster("tokens.tif")`
     """
-    job = Job(
-        task=Tokenize(),
-        model=model,
-        weights=_folder(weights),
-        offline=offline,
-        s2_offset=s2_offset,
-        tiling=Tiling(crop, stride, delta),
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-        compile=compile,
-    )
-    return _run(job, raster, modality, blocks)
+    return _run(Tokenize(), raster, modality, options)
 
 
+@_spoken
 def reconstruct(
-    raster: Raster | xr.Dataset,
-    *,
-    modality: str | None = None,
-    s2_offset: float | None = None,
-    model: str = "base",
-    weights: str | os.PathLike[str] | None = None,
-    offline: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    compile: str = "auto",
-    batch_size: int | None = None,
-    seed: int = 0,
-    timesteps: int = 10,
-    clip_sigma: float | None = None,
-    crop: int = 256,
-    stride: int = 192,
-    delta: int = 16,
-    blocks: int | None = None,
+    raster: Raster | xr.Dataset, *, modality: str | None = None, **options: Unpack[ReconstructOptions]
 ) -> xr.Dataset:
     """Decode tokens to pixels: of the Dataset or the token raster that tokenize made, or of a raster, tokenized on the way.
 
@@ -174,51 +203,12 @@ def reconstruct(
 
     Example: `tmtool.reconstruct(tmtool.tokenize("Santiago.tif"))["S2L2A_rec"].compute()`
     """
-    job = Job(
-        task=Reconstruct(Sampling(timesteps=timesteps, clip_sigma=clip_sigma)),
-        model=model,
-        weights=_folder(weights),
-        offline=offline,
-        s2_offset=s2_offset,
-        tiling=Tiling(crop, stride, delta),
-        seed=seed,
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-        compile=compile,
-    )
-    return _run(job, raster, modality, blocks)
+    return _run(Reconstruct(_sampling(options)), raster, modality, options)
 
 
+@_spoken
 def embed(
-    raster: Raster | Mapping[str, Raster],
-    *,
-    modality: str | None = None,
-    s2_offset: float | None = None,
-    layer: int | Sequence[int] = -1,
-    merge: Merge = "mean",
-    bands: Mapping[str, Sequence[str]] | None = None,
-    tim: str | Sequence[str] = (),
-    coords: bool = False,
-    normalize: Normalize = "none",
-    pool: Pool = "patch",
-    dtype: Dtype = "float32",
-    model: str = "base",
-    checkpoint: str | os.PathLike[str] | None = None,
-    weights: str | os.PathLike[str] | None = None,
-    offline: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    compile: str = "auto",
-    batch_size: int | None = None,
-    seed: int = 0,
-    top_p: float = 0.8,
-    top_k: int = 0,
-    temperature: float = 1.0,
-    crop: int = 256,
-    stride: int = 192,
-    delta: int = 16,
-    blocks: int | None = None,
+    raster: Raster | Mapping[str, Raster], *, modality: str | None = None, **options: Unpack[EmbedOptions]
 ) -> xr.Dataset:
     """Embed a raster, or several of one scene, with TerraMind's encoder: one vector for each patch, tile or scene.
 
@@ -229,38 +219,28 @@ def embed(
 
     Example: `tmtool.embed("Santiago.tif", normalize="l2")["embed"].sel(band="0000")`
     """
-    chosen = (
-        ("merge", merge, Merge),
-        ("normalize", normalize, Normalize),
-        ("pool", pool, Pool),
-        ("dtype", dtype, Dtype),
+    asked: dict[str, Any] = _DEFAULTS | {"dtype": "float32"} | dict(options)
+    choices = (("merge", Merge), ("normalize", Normalize), ("pool", Pool), ("dtype", _FloatDtype))
+    for option, allowed in choices:
+        if asked[option] not in get_args(allowed):
+            raise UsageError(f"--{option} {asked[option]}: choose from {', '.join(get_args(allowed))}.")
+    layer, checkpoint = asked["layer"], asked["checkpoint"]
+    task = Embed(
+        layers=(layer,) if isinstance(layer, int) else tuple(layer),
+        merge=asked["merge"],
+        coords=asked["coords"],
+        imagined=_outputs(asked["tim"]),
+        sampling=_sampling(options),
+        used={find(name).name: find(name).subset(names).bands for name, names in (asked["bands"] or {}).items()},
+        tuned=Path(checkpoint).absolute() if checkpoint is not None else None,
+        vectors=Vectors(asked["normalize"], asked["dtype"], pool=asked["pool"]),
     )
-    for option, value, choices in chosen:
-        if value not in get_args(choices):
-            raise UsageError(f"--{option} {value}: choose from {', '.join(get_args(choices))}.")
-    job = Job(
-        task=Embed(
-            layers=(layer,) if isinstance(layer, int) else tuple(layer),
-            merge=merge,
-            coords=coords,
-            imagined=_outputs(tim),
-            sampling=Sampling(top_p, top_k, temperature),
-            used={find(name).name: find(name).subset(names).bands for name, names in (bands or {}).items()},
-            tuned=Path(checkpoint).absolute() if checkpoint is not None else None,
-            vectors=Vectors(normalize, dtype, pool=pool),
-        ),
-        model=model,
-        weights=_folder(weights),
-        offline=offline,
-        s2_offset=s2_offset,
-        tiling=Tiling(crop, stride, delta),
-        seed=seed,
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-        compile=compile,
-    )
-    return _run(job, raster, modality, blocks)
+    return _run(task, raster, modality, options)
+
+
+def _sampling(options: Mapping[str, Any]) -> Sampling:
+    names = {f.name for f in fields(Sampling)}
+    return Sampling(**{name: value for name, value in options.items() if name in names})
 
 
 def _outputs(names: str | Sequence[str]) -> tuple[str, ...]:
@@ -274,8 +254,19 @@ def _folder(weights: str | os.PathLike[str] | None) -> str | None:
     return weights if weights in (None, RANDOM) else os.path.abspath(weights)
 
 
-def _run(job: Job, raster: Any, modality: str | None, blocks: int | None) -> xr.Dataset:
-    """Return the products of a job, computed or lazy."""
+def _job(task: Task, options: Mapping[str, Any]) -> Job:
+    """Return the job that the options of a function ask for."""
+    names = {f.name for f in fields(Running)} | {"s2_offset"}
+    given = {name: value for name, value in options.items() if name in names}
+    given["weights"] = _folder(options.get("weights"))
+    patch = models.find(options.get("model", Running.model)).patch
+    tiles = {name: options.get(name) for name in ("crop", "stride", "delta")}
+    return Job(task, tiling=Tiling.fitting(patch, on_patch_grid=task.on_patch_grid, **tiles), **given)
+
+
+def _run(task: Task, raster: Any, modality: str | None, options: Mapping[str, Any]) -> xr.Dataset:
+    """Return the products of a task, computed or lazy."""
+    job, blocks = _job(task, options), options.get("blocks")
     if blocks is not None and blocks < 1:
         raise UsageError(f"blocks {blocks} must be at least 1.")
     notes = job.check()

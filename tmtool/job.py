@@ -17,8 +17,9 @@ from tmtool.errors import InputError, OutputError, UsageError
 from tmtool.grid import Grid, Tile
 from tmtool.modality import Modality
 from tmtool.models import ModelEntry, ModelSpec
-from tmtool.plan import TilePlan, Tiling
+from tmtool.plan import TilePlan
 from tmtool.products import Product
+from tmtool.settings import Running, Tiling
 from tmtool.source import Reader, Source, check_one_grid
 from tmtool.tasks import Task
 from tmtool.writer import disk_bytes
@@ -29,25 +30,22 @@ STRIPS_AHEAD = 2
 
 @dataclass(frozen=True)
 class Job:
-    """What to do with every scene of a run: the task, the model that does it, and where and how it runs.
-
-    `weights` is a folder, "random", or None for the hub; `max_memory` is in bytes.
-    """
+    """What to do with every scene of a run: the task, the model that does it, and where and how it runs."""
 
     task: Task
-    model: str = "base"
-    weights: str | None = None
-    offline: bool = False
+    model: str = Running.model
+    weights: str | None = Running.weights
+    offline: bool = Running.offline
     s2_offset: float | None = None
     tiling: Tiling = field(default_factory=Tiling)
-    seed: int = 0
-    batch_size: int | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    compile: str = "auto"
+    seed: int = Running.seed
+    batch_size: int | None = Running.batch_size
+    device: str = Running.device
+    precision: str = Running.precision
+    compile: str = Running.compile
     overwrite: bool = False
     resume: bool = True
-    max_memory: int | None = None
+    max_memory: int | None = Running.max_memory
 
     @property
     def entry(self) -> ModelEntry:

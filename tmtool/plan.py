@@ -11,51 +11,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from tmtool.errors import UsageError
 from tmtool.grid import Grid, OutputSpec, Placement, Tile, Window, reflect
+from tmtool.settings import Tiling
 
 REPEATED = 0.07
 """Share of a scene's tiles that may be computed twice so that its blocks can be computed apart."""
 REPEATED_BY_IDLE = 0.25
 """The same where workers would have nothing to do otherwise."""
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """Side of a tile, distance between tiles, and margin discarded on each side, all in source px."""
-
-    crop: int = 256
-    stride: int = 192
-    delta: int = 8
-
-    def check(self, patch: int, *, on_patch_grid: bool = False) -> list[str]:
-        """Raise `UsageError` if tiles would leave gaps or split patches; return notes on what works but may be seen.
-
-        `patch` is the side of the model's patch in px.
-        """
-        if self.crop < patch or self.crop % patch:
-            near = max(patch, round(self.crop / patch) * patch)
-            raise UsageError(
-                f"--crop {self.crop} is not a multiple of {patch}, the model's patch size. Try --crop {near}."
-            )
-        if self.delta < 0 or self.stride < 1:
-            raise UsageError(f"--stride must be at least 1 and --delta at least 0, got {self.stride} and {self.delta}.")
-        if self.stride > self.crop - 2 * self.delta:
-            raise UsageError(
-                f"--stride {self.stride} leaves gaps between tiles: with --crop {self.crop} and --delta {self.delta} it "
-                f"can be at most {self.crop - 2 * self.delta} (crop - 2*delta)."
-            )
-        off_grid = [f"--{k} {v}" for k, v in (("stride", self.stride), ("delta", self.delta)) if v % patch]
-        if on_patch_grid and off_grid:
-            raise UsageError(
-                f"Products on the patch grid need multiples of {patch}, got {', '.join(off_grid)} (from the command line or "
-                "TMTOOL_ variables)."
-            )
-        if self.stride % patch:
-            return [
-                f"--stride {self.stride} is no multiple of {patch}: neighbouring tiles' patches differ and seams may show."
-            ]
-        return []
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 import typer
 
 from tmtool import errors
-from tmtool.cli.rates import times
+from tmtool.batch.rates import times
+from tmtool.batch.words import duration, size_text
 from tmtool.job import Job, Prepared, Scene, empty_share, prepare
 from tmtool.source import BandValues, pixel_size_m
 
@@ -108,16 +109,3 @@ def _value_lines(values: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for band in values:
         cells = ("-" if band[column] is None else f"{band[column]:.5g}" for column in columns)
         yield f"                {band['band']:<9}{''.join(f'{cell:>10}' for cell in cells)}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words."""
-    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / unit:.{2 if seconds < 1 else 1 if seconds / unit < 10 else 0}f} {name}"
-    return f"{seconds / 86_400:.0f} d"
-
-
-def size_text(count: int) -> str:
-    """Return so many bytes in words."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(count / 1e6, 1):.0f} MB"

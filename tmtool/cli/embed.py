@@ -1,59 +1,40 @@
 """`tmtool embed`."""
 
-from pathlib import Path
+from dataclasses import dataclass
 
 from tmtool.cli import options as o
+from tmtool.cli.compose import composed
 from tmtool.cli.session import command
+from tmtool.settings import Vectors
 
 
+@dataclass(frozen=True)
+class VectorOptions:
+    """What is taken of the encoder, and how it is written."""
+
+    layer: o.Layer = "-1"
+    merge: o.Merge = "mean"
+    bands: o.Bands = None
+    tim: o.Tim = ""
+    coords: o.Coords = False
+    normalize: o.Normalize = Vectors.normalize
+    pool: o.Pool = Vectors.pool
+    dtype: o.Dtype = Vectors.dtype
+    format_: o.FileFormat = Vectors.format
+
+
+@composed
 def embed(
-    inputs: o.Inputs = None,
+    listing: o.ListingOptions,
+    output: o.OutputOptions,
+    vectors: VectorOptions,
+    model: o.ModelOptions,
+    drawing: o.DrawingOptions,
+    tiles: o.PatchTileOptions,
+    run: o.RunOptions,
+    log: o.LogOptions,
     in_: o.Ins = None,
-    recursive: o.Recursive = False,
-    pattern: o.Pattern = None,
-    files_from: o.FilesFrom = None,
-    null: o.Null = False,
-    shard: o.Shard = None,
-    output_dir: o.OutputDir = Path(),
-    overwrite: o.Overwrite = False,
-    stale: o.Stale = "error",
-    resume: o.Resume = True,
-    s2_offset: o.S2Offset = None,
-    layer: o.Layer = "-1",
-    merge: o.Merge = "mean",
-    bands: o.Bands = None,
-    tim: o.Tim = "",
-    coords: o.Coords = False,
-    normalize: o.Normalize = "none",
-    pool: o.Pool = "patch",
-    dtype: o.Dtype = "float32",
-    format_: o.FileFormat = "cog",
-    model: o.Model = "base",
     checkpoint: o.CheckpointFile = None,
-    weights: o.Weights = None,
-    offline: o.Offline = False,
-    device: o.Device = "auto",
-    precision: o.Precision = "auto",
-    compile_: o.Compile = "auto",
-    batch_size: o.BatchSize = "auto",
-    max_memory: o.MaxMemory = None,
-    cluster: o.Cluster = None,
-    seed: o.Seed = 0,
-    top_p: o.TopP = 0.8,
-    top_k: o.TopK = 0,
-    temperature: o.Temperature = 1.0,
-    crop: o.Crop = 256,
-    stride: o.PatchStride = 192,
-    delta: o.PatchDelta = 16,
-    dry_run: o.DryRun = False,
-    json_: o.Json = False,
-    report: o.Report = None,
-    fail_fast: o.FailFast = False,
-    retries: o.Retries = 0,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
-    log_file: o.LogFile = None,
-    log_format: o.LogFormat = "text",
 ) -> None:
     """Embed rasters with TerraMind's encoder: one vector for each patch of 16 x 16 px.
 
@@ -65,41 +46,21 @@ def embed(
 
     Example: tmtool embed --in S2L2A=s2.tif --in S1RTC=s1.tif --in DEM=dem.tif --format geoparquet
     """
-    with command(quiet=quiet, verbose=verbose, log_file=log_file, log_format=log_format):
-        from tmtool.cli.inputs import Listing, bands_of, scenes
-        from tmtool.cli.scenes import Manners, run_scenes
-        from tmtool.job import Job
-        from tmtool.modality import find
-        from tmtool.models import Sampling
-        from tmtool.plan import Tiling
-        from tmtool.tasks import Embed, Vectors
+    with command(log):
+        from tmtool.batch import bands_of
+        from tmtool.cli.scenes import run_command
+        from tmtool.settings import Sampling
+        from tmtool.tasks import Embed
 
-        chosen = bands_of(bands)
-        job = Job(
-            task=Embed(
-                layers=o.layers(layer),
-                merge=merge,
-                coords=coords,
-                imagined=tuple(find(name, output=True).name for name in o.split(tim)),
-                sampling=Sampling(top_p, top_k, temperature),
-                used=chosen,
-                tuned=checkpoint,
-                vectors=Vectors(normalize, dtype, format_, pool),
-            ),
-            model=model,
-            weights=weights,
-            offline=offline,
-            s2_offset=s2_offset,
-            tiling=Tiling(crop, stride, delta),
-            seed=seed,
-            batch_size=o.batch_size(batch_size),
-            max_memory=o.size(max_memory),
-            device=device,
-            precision=precision,
-            compile=compile_,
-            overwrite=overwrite,
-            resume=resume,
+        task = Embed(
+            layers=o.layers(vectors.layer),
+            merge=vectors.merge,
+            coords=vectors.coords,
+            imagined=o.modalities(vectors.tim),
+            sampling=Sampling(drawing.top_p, drawing.top_k, drawing.temperature),
+            used=bands_of(vectors.bands),
+            tuned=checkpoint,
+            vectors=Vectors(vectors.normalize, vectors.dtype, vectors.format_, vectors.pool),
         )
-        listing = Listing(inputs, recursive, pattern, files_from, null, shard)
-        found = scenes(listing, output_dir, in_ or (), chosen)
-        run_scenes(job, found, Manners(dry_run, json_, quiet, stale, fail_fast, retries, report, cluster))
+        job = o.job_of(task, listing, output, model, tiles, drawing.seed)
+        run_command(job, listing, output, o.policy_of(run, output, model), in_, as_json=run.json_, quiet=log.quiet)

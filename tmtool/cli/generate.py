@@ -1,53 +1,24 @@
 """`tmtool generate`."""
 
-from pathlib import Path
-
 from tmtool.cli import options as o
+from tmtool.cli.compose import composed
 from tmtool.cli.session import command
+from tmtool.settings import Sampling
 
 
+@composed
 def generate(
     out: o.Out,
-    inputs: o.Inputs = None,
+    listing: o.ListingOptions,
+    output: o.OutputOptions,
+    model: o.ModelOptions,
+    drawing: o.DrawingOptions,
+    decoding: o.DecodingOptions,
+    tiles: o.TileOptions,
+    run: o.RunOptions,
+    log: o.LogOptions,
     in_: o.Ins = None,
-    recursive: o.Recursive = False,
-    pattern: o.Pattern = None,
-    files_from: o.FilesFrom = None,
-    null: o.Null = False,
-    shard: o.Shard = None,
-    output_dir: o.OutputDir = Path(),
-    overwrite: o.Overwrite = False,
-    stale: o.Stale = "error",
-    resume: o.Resume = True,
-    s2_offset: o.S2Offset = None,
-    model: o.Model = "base",
-    weights: o.Weights = None,
-    offline: o.Offline = False,
-    device: o.Device = "auto",
-    precision: o.Precision = "auto",
-    compile_: o.Compile = "auto",
-    batch_size: o.BatchSize = "auto",
-    max_memory: o.MaxMemory = None,
-    cluster: o.Cluster = None,
-    seed: o.Seed = 0,
-    top_p: o.TopP = 0.8,
-    top_k: o.TopK = 0,
-    temperature: o.Temperature = 1.0,
-    decoding_steps: o.DecodingSteps = 1,
-    timesteps: o.Timesteps = 10,
-    clip_sigma: o.ClipSigma = None,
-    crop: o.Crop = 256,
-    stride: o.Stride = 192,
-    delta: o.Delta = 8,
-    dry_run: o.DryRun = False,
-    json_: o.Json = False,
-    report: o.Report = None,
-    fail_fast: o.FailFast = False,
-    retries: o.Retries = 0,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
-    log_file: o.LogFile = None,
-    log_format: o.LogFormat = "text",
+    decoding_steps: o.DecodingSteps = Sampling.decoding_steps,
 ) -> None:
     """Generate modalities from a raster: radar, land cover, elevation, ... as georeferenced COGs.
 
@@ -57,37 +28,11 @@ def generate(
 
     Example: tmtool generate --in S2L2A=s2.tif --in DEM=dem.tif --out S1GRD
     """
-    with command(quiet=quiet, verbose=verbose, log_file=log_file, log_format=log_format):
-        from tmtool.cli.inputs import Listing, scenes
-        from tmtool.cli.scenes import Manners, run_scenes
-        from tmtool.job import Job
-        from tmtool.modality import find
-        from tmtool.models import Sampling
-        from tmtool.plan import Tiling
+    with command(log):
+        from tmtool.cli.scenes import run_command
         from tmtool.tasks import Generate
 
-        job = Job(
-            task=Generate(
-                tuple(find(name, output=True).name for name in o.split(out)),
-                Sampling(top_p, top_k, temperature, decoding_steps, timesteps, clip_sigma),
-            ),
-            model=model,
-            weights=weights,
-            offline=offline,
-            s2_offset=s2_offset,
-            tiling=Tiling(crop, stride, delta),
-            seed=seed,
-            batch_size=o.batch_size(batch_size),
-            max_memory=o.size(max_memory),
-            device=device,
-            precision=precision,
-            compile=compile_,
-            overwrite=overwrite,
-            resume=resume,
-        )
-        listing = Listing(inputs, recursive, pattern, files_from, null, shard)
-        run_scenes(
-            job,
-            scenes(listing, output_dir, in_ or ()),
-            Manners(dry_run, json_, quiet, stale, fail_fast, retries, report, cluster),
-        )
+        drawn = (drawing.top_p, drawing.top_k, drawing.temperature, decoding_steps)
+        task = Generate(o.modalities(out), Sampling(*drawn, decoding.timesteps, decoding.clip_sigma))
+        job = o.job_of(task, listing, output, model, tiles, drawing.seed)
+        run_command(job, listing, output, o.policy_of(run, output, model), in_, as_json=run.json_, quiet=log.quiet)

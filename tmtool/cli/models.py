@@ -100,7 +100,7 @@ def fetch(
 
     Example: tmtool models fetch base --for generate --out S1GRD,LULC
     """
-    with command(quiet=quiet):
+    with command(o.LogOptions(quiet=quiet)):
         from tmtool.models.weights import locate
 
         for path in locate(_files(_spec(model, for_, in_, out, coords)), None, offline=False).values():
@@ -141,7 +141,7 @@ def verify(
 
     Prints the SHA-256 of each file. Example: tmtool models verify base --weights weights/
     """
-    with command(verbose=verbose):
+    with command(o.LogOptions(verbose=verbose)):
         from tmtool import models
         from tmtool.models.weights import digest, locate
 

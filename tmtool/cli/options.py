@@ -1,12 +1,18 @@
 """Options that commands share, each declared once."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tmtool import errors
+from tmtool import errors, settings
 from tmtool.modality import INPUTS, OUTPUTS
+from tmtool.settings import Policy, Running, Sampling, Tiling
+
+if TYPE_CHECKING:
+    from tmtool.job import Job
+    from tmtool.tasks import Task
 
 _IO, _TILES, _SAMPLING, _MODEL, _RUN = "Input and output", "Tiles", "Sampling", "Model and device", "Run"
 _EMBEDDING = "Embedding"
@@ -189,7 +195,7 @@ TokenPrecision = Annotated[
     ),
 ]
 Compile = Annotated[
-    Literal["auto", "on", "off"],
+    settings.Compile,
     typer.Option(
         "--compile",
         rich_help_panel=_MODEL,
@@ -269,46 +275,55 @@ ClipSigma = Annotated[
     ),
 ]
 Crop = Annotated[
-    int,
+    int | None,
     typer.Option(
-        "--crop", metavar="PX", rich_help_panel=_TILES, envvar="TMTOOL_CROP", help="Side of a tile, a multiple of 16."
+        "--crop",
+        metavar="PX",
+        show_default=str(Tiling.crop),
+        rich_help_panel=_TILES,
+        envvar="TMTOOL_CROP",
+        help="Side of a tile, a multiple of the model's patch (16).",
     ),
 ]
 Stride = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--stride",
         metavar="PX",
+        show_default="192",
         rich_help_panel=_TILES,
         envvar="TMTOOL_STRIDE",
         help="Distance between tiles, at most crop - 2*delta.",
     ),
 ]
 Delta = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--delta",
         metavar="PX",
+        show_default="8",
         rich_help_panel=_TILES,
         envvar="TMTOOL_DELTA",
         help="Margin of each tile that is discarded.",
     ),
 ]
 PatchDelta = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--delta",
         metavar="PX",
+        show_default="8",
         rich_help_panel=_TILES,
         envvar="TMTOOL_PATCH_DELTA",
         help="Margin of each tile that is discarded, a multiple of 16 so that patches stay on one grid.",
     ),
 ]
 PatchStride = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--stride",
         metavar="PX",
+        show_default="192",
         rich_help_panel=_TILES,
         envvar="TMTOOL_STRIDE",
         help="Distance between tiles, a multiple of 16, at most crop - 2*delta.",
@@ -325,7 +340,7 @@ Layer = Annotated[
     ),
 ]
 Merge = Annotated[
-    Literal["mean", "max", "concat", "dict"],
+    settings.Merge,
     typer.Option(
         "--merge",
         rich_help_panel=_EMBEDDING,
@@ -368,10 +383,10 @@ CheckpointFile = Annotated[
     ),
 ]
 Normalize = Annotated[
-    Literal["none", "l2"], typer.Option("--normalize", rich_help_panel=_EMBEDDING, help="Scale vectors to unit length.")
+    settings.Normalize, typer.Option("--normalize", rich_help_panel=_EMBEDDING, help="Scale vectors to unit length.")
 ]
 Dtype = Annotated[
-    Literal["float32", "float16", "int8"],
+    settings.Dtype,
     typer.Option(
         "--dtype",
         rich_help_panel=_EMBEDDING,
@@ -380,11 +395,11 @@ Dtype = Annotated[
     ),
 ]
 FileFormat = Annotated[
-    Literal["cog", "zarr", "geoparquet"],
+    settings.FileFormat,
     typer.Option("--format", rich_help_panel=_EMBEDDING, help="File format of the product."),
 ]
 Pool = Annotated[
-    Literal["patch", "tile", "scene"],
+    settings.Pool,
     typer.Option(
         "--pool",
         rich_help_panel=_EMBEDDING,
@@ -412,7 +427,7 @@ Resume = Annotated[
     ),
 ]
 Stale = Annotated[
-    Literal["error", "redo", "keep"],
+    settings.Stale,
     typer.Option(
         "--stale",
         rich_help_panel=_RUN,
@@ -486,3 +501,148 @@ def size(text: str | None) -> int | None:
     from tmtool.memory import parse_size
 
     return parse_size(text, "--max-memory") if text else None
+
+
+@dataclass(frozen=True)
+class ListingOptions:
+    """Where inputs are listed, and which of them are taken."""
+
+    inputs: Inputs = None
+    recursive: Recursive = False
+    pattern: Pattern = None
+    files_from: FilesFrom = None
+    null: Null = False
+    shard: Shard = None
+    s2_offset: S2Offset = None
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where products go, and what becomes of those that are there."""
+
+    output_dir: OutputDir = Path()
+    overwrite: Overwrite = False
+    stale: Stale = Policy.stale
+    resume: Resume = True
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model runs, where and how."""
+
+    model: Model = Running.model
+    weights: Weights = Running.weights
+    offline: Offline = Running.offline
+    device: Device = Running.device
+    precision: Precision = Running.precision
+    compile_: Compile = Running.compile
+    batch_size: BatchSize = "auto"
+    max_memory: MaxMemory = None
+    cluster: Cluster = Policy.cluster
+
+
+@dataclass(frozen=True)
+class TokenModelOptions(ModelOptions):
+    """The same, where tokens are encoded."""
+
+    precision: TokenPrecision = Running.precision
+
+
+@dataclass(frozen=True)
+class DrawingOptions:
+    """How tokens are drawn."""
+
+    seed: Seed = Running.seed
+    top_p: TopP = Sampling.top_p
+    top_k: TopK = Sampling.top_k
+    temperature: Temperature = Sampling.temperature
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How tokens are decoded."""
+
+    timesteps: Timesteps = Sampling.timesteps
+    clip_sigma: ClipSigma = Sampling.clip_sigma
+
+
+@dataclass(frozen=True)
+class TileOptions:
+    """The tiles of pixel products."""
+
+    crop: Crop = None
+    stride: Stride = None
+    delta: Delta = None
+
+
+@dataclass(frozen=True)
+class PatchTileOptions:
+    """The tiles of products on the patch grid."""
+
+    crop: Crop = None
+    stride: PatchStride = None
+    delta: PatchDelta = None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run behaves and what it says."""
+
+    dry_run: DryRun = Policy.dry_run
+    json_: Json = False
+    report: Report = Policy.report
+    fail_fast: FailFast = Policy.fail_fast
+    retries: Retries = Policy.retries
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """What is logged, and where."""
+
+    quiet: Quiet = False
+    verbose: Verbose = False
+    log_file: LogFile = None
+    log_format: LogFormat = "text"
+
+
+def job_of(
+    task: "Task",
+    listing: ListingOptions,
+    output: OutputOptions,
+    model: ModelOptions,
+    tiles: TileOptions | PatchTileOptions,
+    seed: int = Running.seed,
+) -> "Job":
+    """Return the job that the options of a command ask for."""
+    from tmtool import models
+    from tmtool.job import Job
+
+    patch, on_grid = models.find(model.model).patch, task.on_patch_grid
+    return Job(
+        task,
+        model=model.model,
+        weights=model.weights,
+        offline=model.offline,
+        s2_offset=listing.s2_offset,
+        tiling=Tiling.fitting(patch, on_patch_grid=on_grid, crop=tiles.crop, stride=tiles.stride, delta=tiles.delta),
+        seed=seed,
+        batch_size=batch_size(model.batch_size),
+        max_memory=size(model.max_memory),
+        device=model.device,
+        precision=model.precision,
+        compile=model.compile_,
+        overwrite=output.overwrite,
+        resume=output.resume,
+    )
+
+
+def policy_of(run: RunOptions, output: OutputOptions, model: ModelOptions) -> Policy:
+    """Return how a run behaves, by the options of a command."""
+    return Policy(run.dry_run, output.stale, run.fail_fast, run.retries, run.report, model.cluster)
+
+
+def modalities(names: str) -> tuple[str, ...]:
+    """Return the names of modalities that can be made, of a comma-separated option."""
+    from tmtool.modality import find
+
+    return tuple(find(name, output=True).name for name in split(names))

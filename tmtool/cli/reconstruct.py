@@ -1,48 +1,22 @@
 """`tmtool reconstruct`."""
 
-from pathlib import Path
-
 from tmtool.cli import options as o
+from tmtool.cli.compose import composed
 from tmtool.cli.session import command
+from tmtool.settings import Running
 
 
+@composed
 def reconstruct(
-    inputs: o.Inputs = None,
+    listing: o.ListingOptions,
+    output: o.OutputOptions,
+    model: o.TokenModelOptions,
+    decoding: o.DecodingOptions,
+    tiles: o.PatchTileOptions,
+    run: o.RunOptions,
+    log: o.LogOptions,
     in_: o.TokenIn = None,
-    recursive: o.Recursive = False,
-    pattern: o.Pattern = None,
-    files_from: o.FilesFrom = None,
-    null: o.Null = False,
-    shard: o.Shard = None,
-    output_dir: o.OutputDir = Path(),
-    overwrite: o.Overwrite = False,
-    stale: o.Stale = "error",
-    resume: o.Resume = True,
-    s2_offset: o.S2Offset = None,
-    model: o.Model = "base",
-    weights: o.Weights = None,
-    offline: o.Offline = False,
-    device: o.Device = "auto",
-    precision: o.TokenPrecision = "auto",
-    compile_: o.Compile = "auto",
-    batch_size: o.BatchSize = "auto",
-    max_memory: o.MaxMemory = None,
-    cluster: o.Cluster = None,
-    seed: o.Seed = 0,
-    timesteps: o.Timesteps = 10,
-    clip_sigma: o.ClipSigma = None,
-    crop: o.Crop = 256,
-    stride: o.PatchStride = 192,
-    delta: o.PatchDelta = 16,
-    dry_run: o.DryRun = False,
-    json_: o.Json = False,
-    report: o.Report = None,
-    fail_fast: o.FailFast = False,
-    retries: o.Retries = 0,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
-    log_file: o.LogFile = None,
-    log_format: o.LogFormat = "text",
+    seed: o.Seed = Running.seed,
 ) -> None:
     """Decode tokens to pixels: of a token raster that tokenize wrote, or of a raster that is tokenized on the way.
 
@@ -55,30 +29,12 @@ def reconstruct(
 
     Example: tmtool reconstruct Santiago_S2L2A_tokens.tif
     """
-    with command(quiet=quiet, verbose=verbose, log_file=log_file, log_format=log_format):
-        from tmtool.cli.inputs import Listing, scenes
-        from tmtool.cli.scenes import Manners, run_scenes
-        from tmtool.job import Job
-        from tmtool.models import Sampling
-        from tmtool.plan import Tiling
+    with command(log):
+        from tmtool.cli.scenes import run_command
+        from tmtool.settings import Sampling
         from tmtool.tasks import Reconstruct
 
-        job = Job(
-            task=Reconstruct(Sampling(timesteps=timesteps, clip_sigma=clip_sigma)),
-            model=model,
-            weights=weights,
-            offline=offline,
-            s2_offset=s2_offset,
-            tiling=Tiling(crop, stride, delta),
-            seed=seed,
-            batch_size=o.batch_size(batch_size),
-            max_memory=o.size(max_memory),
-            device=device,
-            precision=precision,
-            compile=compile_,
-            overwrite=overwrite,
-            resume=resume,
-        )
-        listing = Listing(inputs, recursive, pattern, files_from, null, shard, tokens=True)
-        found = scenes(listing, output_dir, [in_] if in_ else [])
-        run_scenes(job, found, Manners(dry_run, json_, quiet, stale, fail_fast, retries, report, cluster))
+        task = Reconstruct(Sampling(timesteps=decoding.timesteps, clip_sigma=decoding.clip_sigma))
+        job = o.job_of(task, listing, output, model, tiles, seed)
+        policy, taken_for = o.policy_of(run, output, model), [in_] if in_ else []
+        run_command(job, listing, output, policy, taken_for, as_json=run.json_, quiet=log.quiet)

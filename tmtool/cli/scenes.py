@@ -1,87 +1,52 @@
-"""What every command that makes products does with its scenes: check all, run those that are not done, print results."""
+"""What every command that makes products does with its scenes: run them, print what becomes of each."""
 
 import json
-import logging
-import shutil
 import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import typer
 
-from tmtool import errors
-from tmtool.claims import Claim, check_writable, claim, owner
+from tmtool.batch import Listing, Outcome, Policy, list_scenes, run_batch
 from tmtool.cli import session
-from tmtool.cli.describe import duration, size_text
-from tmtool.cli.outcome import Outcome, Tally
-from tmtool.cli.rates import Meter, times
-from tmtool.job import Job, Prepared, Scene, prepare
+from tmtool.cli.options import ListingOptions, OutputOptions
+from tmtool.job import Job
 from tmtool.progress import LineReporter, Reporter, RichReporter, SilentReporter
-from tmtool.run import Runner, Running
-from tmtool.status import Status, notice_of
-from tmtool.writing import leftovers
-
-_log = logging.getLogger("tmtool")
-
-_LOOK_AGAIN_S = 1.0
-"""How long to wait before looking again at scenes that other processes work on."""
-
-_FOR_ALL = (errors.DeviceError, errors.WeightsError, errors.ClusterError)
-"""Errors of what no scene can do without: they end the run."""
 
 
-@dataclass(frozen=True)
-class Manners:
-    """How a run behaves towards its surroundings; the names are the command line's."""
-
-    dry_run: bool = False
-    json: bool = False
-    quiet: bool = False
-    stale: Literal["error", "redo", "keep"] = "error"
-    fail_fast: bool = False
-    retries: int = 0
-    report: Path | None = None
-    cluster: str | None = None
-
-
-def run_scenes(job: Job, found: Sequence[Scene], manners: Manners) -> None:
-    """Run `job` over the scenes; raises `typer.Exit` unless all is well."""
-    for note in job.check():
-        _log.warning("%s", note)
-    if notice := notice_of(job):
-        _log.warning("%s", notice)
-    tally = Tally()
-    if manners.report:
-        tally.write(manners.report, "nothing yet")  # that it cannot be written is better known now
-    ended_by = "an error"
-    try:
-        with ExitStack() as stack:
-            _Batch(job, manners, _runner(job, manners, stack), tally).run(found)
-        ended_by = "itself"
-    except session.Stopped as stop:
-        ended_by = stop.name
-        raise
-    finally:
-        if len(found) > 1 and tally.outcomes:
-            _log.info("%s", tally.text())
-        if manners.report:
-            tally.write(manners.report, ended_by)
+def run_command(
+    job: Job,
+    listing: ListingOptions,
+    output: OutputOptions,
+    policy: Policy,
+    taken_for: Sequence[str] | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """List the scenes of a command and run `job` over them; raises `typer.Exit` unless all is well."""
+    found = list_scenes(listing_of(job, listing), output.output_dir, taken_for or (), job.task.bands)
+    if not found:
+        return  # an empty shard
+    with ExitStack() as stack:
+        tally = run_batch(job, found, policy, _print_json if as_json else _print_paths, _reporter(stack, quiet))
     if tally.exit_code:
         raise typer.Exit(tally.exit_code)
 
 
-def _runner(job: Job, manners: Manners, stack: ExitStack) -> Runner:
-    reporter = _reporter(stack, manners.quiet)
-    if not manners.cluster:
-        return Runner(job, reporter, dry=manners.dry_run)
-    from tmtool.cluster import ClusterRunner
+def listing_of(job: Job, options: ListingOptions) -> Listing:
+    """Return where a command's inputs are listed."""
+    o, tokens = options, job.task.before is not None
+    return Listing(o.inputs, o.recursive, o.pattern, o.files_from, o.null, o.shard, tokens)
 
-    return ClusterRunner(job, manners.cluster, stack, reporter, dry=manners.dry_run)
+
+def _print_json(outcome: Outcome) -> None:
+    print(json.dumps(outcome.facts()), flush=True)
+
+
+def _print_paths(outcome: Outcome) -> None:
+    for path in outcome.paths:
+        print(path, flush=True)
 
 
 def _reporter(stack: ExitStack, quiet: bool) -> Reporter:
@@ -90,291 +55,3 @@ def _reporter(stack: ExitStack, quiet: bool) -> Reporter:
     if sys.stderr.isatty():
         return stack.enter_context(RichReporter(session.console()))
     return LineReporter()
-
-
-class _FailedFast(Exception):
-    """A scene has failed, and no other is to be begun."""
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """A scene that this process has claimed and begun."""
-
-    prepared: Prepared
-    held: Claim
-    place: str
-    running: Running
-
-
-class _Batch:
-    """The scenes of one run."""
-
-    def __init__(self, job: Job, manners: Manners, runner: Runner, tally: Tally) -> None:
-        self.job, self.manners, self.runner, self.tally = job, manners, runner, tally
-        self._ahead: deque[_Begun] = deque()  # begun, but not run
-        self._last: _Begun | None = None  # its products are being built while the next one's tiles run
-        self._untidy: list[Prepared] = []
-        self._meter = Meter(job)
-
-    def run(self, found: Sequence[Scene]) -> None:
-        """Check all scenes, then run those that are not done; come back to those that other processes work on."""
-        try:
-            ready = self._checked(found)
-            if ready:
-                self.runner.expect(ready)
-            due = deque(p for p in ready if self._is_due(p))
-            for folder in dict.fromkeys(prepared.scene.folder for prepared in due):
-                check_writable(folder)
-            if self.manners.dry_run:
-                for prepared in due:
-                    self._plan(prepared)
-                return
-            if due:
-                self.runner.announce(due)
-            self._run_all(due)
-            self._collect()
-            for prepared in list(self._untidy):  # unless it died meanwhile
-                self._tidy(prepared)
-        except _FailedFast:
-            _log.error("stopped at the first failure, as --fail-fast asks")
-            self._collect()
-        except Exception:  # which is no reason to lose the scene before
-            self._collect()
-            raise
-        except BaseException as error:
-            if self._last is not None:
-                self._last.running.abandon(error)
-                self._last.held.release()
-            raise
-        finally:
-            for begun in self._ahead:
-                begun.running.put_back()
-                begun.held.release()
-            self._meter.remember()
-
-    def _plan(self, prepared: Prepared) -> None:
-        """Say what a scene would take, after the checks that a run makes as it begins it."""
-        try:
-            self.runner.foresee(prepared)
-        except _FOR_ALL:
-            raise
-        except errors.TmtoolError as error:
-            self._failed(Outcome(prepared.scene, "failed", prepared, error=error))
-            return
-        estimate = times(self.job, prepared)
-        (here, seconds), *_, (fast, shortest) = estimate.items()
-        _log.info(
-            "%s: %d tiles, at most %s of disk while it runs, roughly %s (%s) or %s (%s)",
-            prepared.scene.stem, len(prepared.plan), size_text(prepared.disk_bytes),
-            duration(seconds), here, duration(shortest), fast,
-        )  # fmt: skip
-        self._tell(Outcome(prepared.scene, "planned", prepared, estimate=estimate))
-
-    def _run_all(self, due: deque[Prepared]) -> None:
-        total, busy, said = len(due), 0, False
-        while due or self._ahead:
-            if busy < len(due) and self.runner.has_room(len(self._ahead)):
-                prepared = due.popleft()
-                if self._take(prepared, f"{total - len(due)} of {total}" if total > 1 else ""):
-                    busy = 0
-                else:
-                    due.append(prepared)
-                    busy += 1
-                continue
-            if self._ahead:
-                self._run(self._ahead.popleft())
-                continue
-            self._collect()  # others work on all that are left
-            if not said:
-                by = owner(due[-1].scene.folder, self._claim_name(due[-1]))
-                _log.info("waiting for %d scenes that others work on (%s)", busy, by or "just released")
-            said, busy = True, 0
-            time.sleep(_LOOK_AGAIN_S)
-
-    def _checked(self, found: Sequence[Scene]) -> list[Prepared]:
-        """Check every scene before anything is loaded; return those that can be used."""
-        ready: list[Prepared] = []
-        by_target: dict[Path, Scene] = {}
-        for scene in found:
-            try:
-                prepared = prepare(self.job, scene)
-                for path in prepared.targets:
-                    if (other := by_target.setdefault(path, scene)) is not scene:
-                        raise errors.UsageError(
-                            f"{scene.path}: would write {path}, as {other.path} does; run it apart."
-                        )
-            except errors.TmtoolError as error:
-                self._failed(Outcome(scene, "invalid", error=error))
-                continue
-            for source in prepared.sources.values():
-                why = (source.modality.name, source.modality_why, source.offset, source.offset_why)
-                _log.debug("%s: %s by %s; offset %g (%s)", source.path, *why)
-                for warning in source.warnings:
-                    _log.warning("%s: %s", source.path, warning)
-            ready.append(prepared)
-        return ready
-
-    def _is_due(self, prepared: Prepared) -> bool:
-        """Whether a scene is to be run: not if its products are there, or stand in the way."""
-        try:
-            status = self._status(prepared)
-        except errors.TmtoolError as error:
-            if isinstance(error, errors.WeightsError):
-                raise
-            self._failed(Outcome(prepared.scene, "invalid", prepared, error=error))
-            return False
-        if status.kind == "done" and not self.job.overwrite:
-            self._tidy(prepared)
-            self._tell(Outcome(prepared.scene, "skipped", prepared, why="done before"))
-            return False
-        if status.kind == "absent" or self.job.overwrite or self.manners.stale == "redo":
-            return True
-        if self.manners.stale == "keep":
-            self._tell(Outcome(prepared.scene, "kept", prepared, why=status.why))
-            return False
-        in_the_way = errors.OutputError(
-            f"{status.why}. Use --overwrite or --stale redo to make it again, --stale keep to leave it, or another "
-            "--output-dir."
-        )
-        self._failed(Outcome(prepared.scene, "invalid", prepared, error=in_the_way))
-        return False
-
-    def _tidy(self, prepared: Prepared) -> None:
-        """Remove what a run that died just after giving products their names left beside them."""
-        folder, name = prepared.scene.folder, self._claim_name(prepared)
-        if self.manners.dry_run or not (leftovers(prepared, self.job.task.name) or owner(folder, name)):
-            return
-        held = claim(folder, name)
-        if held is None:  # whoever made it is about to tidy up
-            self._untidy.append(prepared)
-            return
-        with held:
-            for path in leftovers(prepared, self.job.task.name):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-    def _status(self, prepared: Prepared) -> Status:
-        from_tokens = any(source.made for source in prepared.sources.values())
-        if not from_tokens and not any(path.exists() for path in prepared.targets):
-            return Status("absent")  # without asking for weights
-        return self.runner.status(prepared)
-
-    def _claim_name(self, prepared: Prepared) -> str:
-        return f"{prepared.scene.stem}_{self.job.task.name}"
-
-    def _take(self, prepared: Prepared, place: str) -> bool:
-        """Claim and begin a scene, unless another process works on it: then return False."""
-        folder = prepared.scene.folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise errors.OutputError(f"{folder}: cannot be written to ({error.strerror}).") from error
-        held = claim(folder, self._claim_name(prepared))
-        if held is None:
-            return False
-        with self._scene_of(prepared, held):
-            if self._is_due(prepared):  # still: another process was here in the meantime
-                running = self._trying(lambda: self.runner.begin(prepared, place, held.check))
-                self._ahead.append(_Begun(prepared, held, place, running))
-            else:
-                held.release()
-        return True
-
-    def _run(self, begun: _Begun) -> None:
-        """Run the tiles of a scene. Its products are built while the next one's tiles run."""
-        first = iter([begun.running])
-
-        def once() -> Running:
-            running = next(first, None) or self.runner.begin(begun.prepared, begun.place, begun.held.check)
-            running.tiles()
-            return running
-
-        before = self._last
-        with self._scene_of(begun.prepared, begun.held):
-            self._last = replace(begun, running=self._trying(once))
-        if self._last is not before:
-            self._collect_of(before)
-
-    @contextmanager
-    def _scene_of(self, prepared: Prepared, held: Claim) -> Iterator[None]:
-        """Release the claim if what is done with a scene fails, which is the scene's own matter if others can go on."""
-        try:
-            yield
-        except _FOR_ALL:
-            held.release()
-            raise
-        except errors.TmtoolError as error:
-            held.release()
-            self._failed(Outcome(prepared.scene, "failed", prepared, error=error))
-        except BaseException:
-            held.release()
-            raise
-
-    def _trying(self, call: Callable[[], Running]) -> Running:
-        """Call, and again after an error that may pass, as often as --retries allows."""
-        for attempt in range(1, self.manners.retries + 1):
-            try:
-                return call()
-            except (errors.ReadError, errors.DiskError) as error:
-                _log.warning("%s Trying again (%d of %d).", error, attempt, self.manners.retries)
-        return call()
-
-    def _collect(self) -> None:
-        """Wait for the scene whose products are being built, if there is one."""
-        last, self._last = self._last, None
-        self._collect_of(last)
-
-    def _collect_of(self, last: _Begun | None) -> None:
-        if last is None:
-            return
-        with last.held:
-            try:
-                result = last.running.result()
-            except errors.TmtoolError as error:
-                self._failed(Outcome(last.prepared.scene, "failed", last.prepared, error=error))
-                return
-        self._tell(Outcome(last.prepared.scene, "done", last.prepared, result))
-        compute = self.runner.models.spec(tuple(last.prepared.sources)).compute
-        if not (self.manners.cluster or compute.beside or result.from_row):
-            self._meter.add(last.prepared, compute, result.tiles - result.empty_tiles, result.seconds)
-
-    def _failed(self, outcome: Outcome) -> None:
-        _log.error("%s", outcome.error)
-        self._tell(outcome)
-        if self.manners.fail_fast:
-            raise _FailedFast
-
-    def _tell(self, outcome: Outcome) -> None:
-        """Say on standard output and in the log what became of a scene."""
-        self.tally.outcomes.append(outcome)
-        if outcome.why:
-            _log.info("%s: %s, %s", outcome.scene.stem, outcome.status, outcome.why)
-        if outcome.result is not None:
-            _log_result(outcome)
-        if self.manners.json:
-            print(json.dumps(outcome.facts()), flush=True)
-            return
-        for path in outcome.paths:
-            print(path, flush=True)
-
-
-def _log_result(outcome: Outcome) -> None:
-    result, prepared, stem = outcome.result, outcome.prepared, outcome.scene.stem
-    if result is None or prepared is None:
-        return
-    for warning in result.warnings:
-        _log.warning("%s: %s", outcome.scene.path, warning)
-    _log.info("%s: %d tiles (%d empty) in %.1f s", stem, result.tiles, result.empty_tiles, result.seconds)
-    for product in prepared.products:
-        if product.measuring and (facts := result.measured.get(product.suffix)):
-            text = product.measuring.text(facts, prepared.sources[product.modality].modality)
-            _log.info("%s_%s: %s", stem, product.suffix, text)
-    whole = max(result.seconds, 1e-9)
-    words = {
-        "read": "for input",
-        "model": "for the model",
-        "write": "for the disk",
-        "build": "for products after the last tile",
-    }
-    waits = ", ".join(f"{100 * s / whole:.0f} % {words[what]}" for what, s in result.stalls.items())
-    busy = 100 * result.model_seconds / whole
-    _log.debug("%s: of %.1f s waited %s; the model was busy for %.0f %%", stem, whole, waits, busy)

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -19,13 +20,15 @@ from tmtool import errors
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tmtool.cli.options import LogOptions
+
 
 class Stopped(BaseException):
     """SIGINT or SIGTERM arrived; raised in the main thread between two steps of whatever it does."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
-        self.name = signal.Signals(signum).name
+        self.signal_name = signal.Signals(signum).name
         self.exit_code = errors.EXIT_INTERRUPTED if signum == signal.SIGINT else errors.EXIT_TERMINATED
 
 
@@ -43,10 +46,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def command(
-    *, quiet: bool = False, verbose: bool = False, log_file: Path | None = None, log_format: str = "text"
-) -> Iterator[None]:
+def command(log_as: "LogOptions | None" = None) -> Iterator[None]:
     """Set up logging, then turn errors and signals into a message and an exit status."""
+    quiet, verbose, log_file, log_format = astuple(log_as) if log_as else (False, False, None, "text")
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
     handlers = _handlers(log_file, level, log_format)
     previous = {number: signal.signal(number, _stop) for number in _SIGNALS}
@@ -57,7 +59,7 @@ def command(
         log.error("%s", error)
         raise typer.Exit(error.exit_code) from None
     except Stopped as stop:
-        log.error("Stopped by %s. The same command goes on from here.", stop.name)
+        log.error("Stopped by %s. The same command goes on from here.", stop.signal_name)
         raise typer.Exit(stop.exit_code) from None
     except BrokenPipeError:  # whoever read our output has gone
         sys.stderr.close()

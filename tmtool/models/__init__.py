@@ -3,7 +3,8 @@
 from tmtool.models.entry import EmbeddingOutput, ModelEntry, ModelSpec, Moments, TileModel
 from tmtool.models.host import host_bytes
 from tmtool.models.registry import MODELS, RANDOM, build, find, load_families, register
-from tmtool.models.requests import Decoding, Embedding, Encoding, Generation, Request, Sampling
+from tmtool.models.requests import Decoding, Embedding, Encoding, Generation, Request
+from tmtool.settings import Sampling
 
 load_families()
 

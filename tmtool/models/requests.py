@@ -5,38 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from tmtool.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn and decoded; the names are the command line's.
-
-    Temperature 0 takes the likeliest token. `clip_sigma` clamps the diffusion's estimate to so many standard
-    deviations around the mean at each step; None does not.
-    """
-
-    top_p: float = 0.8
-    top_k: int = 0
-    temperature: float = 1.0
-    decoding_steps: int = 1
-    timesteps: int = 10
-    clip_sigma: float | None = None
-
-    def check(self) -> None:
-        """Raise `UsageError` for a value that cannot work."""
-        bounds = (
-            ("--top-p", self.top_p, 0, 1),
-            ("--top-k", self.top_k, 0, 15_360),
-            ("--temperature", self.temperature, 0, 100),
-            ("--decoding-steps", self.decoding_steps, 1, 4096),
-            ("--timesteps", self.timesteps, 1, 1000),
-        )
-        for name, value, low, high in bounds:
-            if not low <= value <= high:
-                raise UsageError(f"{name} {value:g} is out of range: it goes from {low} to {high}.")
-        if self.clip_sigma is not None and not self.clip_sigma > 0:
-            raise UsageError(f"--clip-sigma {self.clip_sigma:g} must be above 0 (leave it out for no clipping).")
+from tmtool.settings import Sampling
 
 
 @dataclass(frozen=True)

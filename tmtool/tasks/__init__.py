@@ -1,7 +1,8 @@
 """The tasks: one file each, which owns all that is particular to it. Choices of tasks derive from `TASKS`."""
 
+from tmtool.settings import Vectors
 from tmtool.tasks.base import Task
-from tmtool.tasks.embed import Embed, Vectors
+from tmtool.tasks.embed import Embed
 from tmtool.tasks.generate import Generate
 from tmtool.tasks.reconstruct import Reconstruct
 from tmtool.tasks.tokenize import Tokenize

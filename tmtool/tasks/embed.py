@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,22 +15,13 @@ from tmtool.geoparquet import GEOPARQUET
 from tmtool.grid import Grid, OutputSpec, Strip
 from tmtool.models import Embedding, EmbeddingOutput, ModelEntry, ModelSpec, Sampling
 from tmtool.products import Product, check_finite
+from tmtool.settings import Merge, Vectors
 from tmtool.source import Source
 from tmtool.tasks.base import Task, check_not_both, check_outputs
 from tmtool.writer import Format, Layout
 from tmtool.zarr import ZARR
 
 _FORMATS: dict[str, Format] = {"cog": COG, "zarr": ZARR, "geoparquet": GEOPARQUET}
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """How embeddings are written; the names are the command line's."""
-
-    normalize: Literal["none", "l2"] = "none"
-    dtype: Literal["float32", "float16", "int8"] = "float32"
-    format: str = "cog"
-    pool: Literal["patch", "tile", "scene"] = "patch"
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class Embed(Task):
     formats: ClassVar[tuple[str, ...]] = tuple(_FORMATS)
 
     layers: tuple[int, ...] = (-1,)
-    merge: Literal["mean", "max", "concat", "dict"] = "mean"
+    merge: Merge = "mean"
     coords: bool = False
     imagined: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import typer
-
 from tmtool.errors import InputError, UsageError
 from tmtool.job import Scene
 from tmtool.modality import OUTPUTS, Modality, find
@@ -51,7 +49,7 @@ class Listing:
     tokens: bool = False
 
 
-def scenes(
+def list_scenes(
     listing: Listing,
     output_dir: Path,
     taken_for: Sequence[str] = (),
@@ -61,8 +59,8 @@ def scenes(
 
     `taken_for` is what `--in` said: nothing, what the inputs are (`MOD`), or the rasters of one scene (`MOD=FILE`);
     `bands` names the bands of a modality that are used. Raises `InputError` for a folder or glob that holds nothing,
-    `UsageError` where two inputs would share a product or options do not fit together, and `typer.Exit` with status 0 if
-    the shard that was asked for is empty.
+    `UsageError` where two inputs would share a product or options do not fit together. There are none if the shard that
+    was asked for is empty.
     """
     _check_folder(output_dir)
     share = _share(listing.shard)
@@ -77,7 +75,6 @@ def scenes(
     mine = found[share]
     if not mine:
         _log.info("--shard %s: nothing to do, there are fewer scenes (%d) than jobs.", listing.shard, len(found))
-        raise typer.Exit
     return mine
 
 

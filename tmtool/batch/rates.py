@@ -120,7 +120,7 @@ class Meter:
 
 
 def _key(job: Job, machine: str) -> str:
-    return f"{job.task} by {job.model} on {machine}"
+    return f"{job.task.name} by {job.model} on {machine}"
 
 
 def _store() -> Path:
