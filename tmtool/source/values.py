@@ -175,15 +175,17 @@ def _refuse_mask(what: str, sample: FloatArray, offset: float) -> None:
 
 def _possible(modality: Modality, sample: FloatArray) -> bool:
     """Whether a sample lies within what pixels, and what medians of bands, of a modality can be."""
-    limits, median = _LIMITS[modality.unit], np.median(sample, axis=1)
-    (low, high), (lowest, highest) = limits.pixel, limits.median
-    inside = low <= sample.min() and sample.max() <= high and lowest <= median.min() and median.max() <= highest
+    low, high = _LIMITS[modality.unit].pixel
+    inside = low <= sample.min() and sample.max() <= high and not _odd_medians(modality, sample)
     return bool(inside) and not (modality.classes and (sample % 1).any())
 
 
 def _odd_medians(modality: Modality, sample: FloatArray) -> str:
     """Return the medians of bands that lie beyond what they can be, in brackets."""
-    lowest, highest = _LIMITS[modality.unit].median
+    limits = _LIMITS[modality.unit]
+    lowest, highest = limits.median
+    if limits.median == limits.pixel:  # then the pixels told it
+        return ""
     pairs = zip(modality.bands, np.median(sample, axis=1), strict=True)
     odd = [f"{band} {median:.6g}" for band, median in pairs if not lowest <= median <= highest]
     return f" (median of {', '.join(odd)})" if odd else ""
