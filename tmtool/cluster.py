@@ -1,7 +1,5 @@
 """Scenes on a Dask cluster: their blocks go out to workers, the products come back in order and are written here."""
 
-import ctypes.util
-import functools
 import logging
 import os
 import socket
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tmtool import __version__
+from tmtool.compat.libc import keep_freed_memory
 from tmtool.device import Compute, batch_size, cores, cuda_devices, kind_of
 from tmtool.engine import Block, Watch
 from tmtool.errors import ClusterError, DeviceError, ProductError, TmtoolError, UsageError, WeightsError
@@ -36,7 +35,6 @@ _CONNECT_S = 30.0
 _FIRST_WORKER_S = 120.0
 _LOOK_S = 30.0
 """How often a long wait for a block looks whether there are workers at all."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _SPAWNED_WITH = "distributed.nanny.pre-spawn-environ"
 """What Dask sets for its workers, and for this process: else one thread for numeric libraries, and a threshold of malloc."""
 _AHEAD = 2
@@ -219,24 +217,10 @@ class _Unfit(Exception):
     """A worker would compute something else. The arguments are its address and why."""
 
 
-@functools.cache
-def _malloc_as_usual() -> None:
-    """Let glibc keep freed memory, as it does when it is not told otherwise.
-
-    Dask sets `MALLOC_TRIM_THRESHOLD_` for its workers, after which every tensor on a CPU is mapped and unmapped: a tile
-    takes three times as long. These are the thresholds that glibc comes to by itself.
-    """
-    if os.environ.get("MALLOC_TRIM_THRESHOLD_") and (libc := ctypes.util.find_library("c")):
-        mallopt = getattr(ctypes.CDLL(libc), "mallopt", None)  # glibc has it, musl and macOS do not
-        if mallopt:
-            mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-            mallopt(_M_TRIM_THRESHOLD, 64 << 20)
-
-
 def _on_worker(task: BlockTask, kinds: Sequence[tuple[str, ...]], expected: Facts) -> Computed:
     """Compute a block on a worker, which may have come after the others were looked at."""
     address = _distributed().get_worker().address
-    _malloc_as_usual()
+    keep_freed_memory()
     if found := list(expected.differences(facts(task.job, kinds))):
         raise _Unfit(address, "; ".join(found))
     try:

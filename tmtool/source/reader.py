@@ -9,6 +9,7 @@ import numpy as np
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterioWindow
 
+from tmtool.compat.rasterio import resize_block_cache
 from tmtool.errors import ReadError
 from tmtool.grid import BoolArray, FloatArray, Window
 from tmtool.source.opening import Source, open_raster
@@ -84,8 +85,6 @@ class Reader:
 
 def set_block_cache(sources: Sequence[Source], tile_height: int, width: int | None = None) -> int:
     """Size GDAL's block cache for these sources and return it in bytes; by default it would grow with the machine's RAM."""
-    from rasterio._env import set_gdal_config  # the one place where rasterio lets the cache be resized after first use
-
     size = max(64 << 20, sum(s.cache_bytes(tile_height, width) for s in sources))
-    set_gdal_config("GDAL_CACHEMAX", min(size, (1 << 31) - 1))
+    resize_block_cache(min(size, (1 << 31) - 1))
     return size
