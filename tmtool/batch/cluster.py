@@ -253,6 +253,10 @@ class Cluster:
                 raise type(what)(f"worker {address}: {what}")
             if isinstance(what, BaseException):
                 raise DeviceError(f"worker {address}: cannot run tmtool {__version__} ({what!r}).") from what
+        return self.agree(found)
+
+    def agree(self, found: Mapping[str, Facts]) -> Facts:
+        """Return what workers have in common, by their addresses; see `inspect`. Raises `WeightsError` if they differ."""
         first = next(iter(found.values()))
         for address, what in found.items():
             if differences := list(first.differences(what)):
@@ -401,8 +405,9 @@ class ClusterRunner(Runner):
             count = _local_count(self._address)
             super().expect(prepared)  # what fails there fails on all workers
             if self.dry:
-                here = facts(self.job, kinds, dry=True)
-                self._expected = replace(here, memory=(here.memory[0] // count, here.memory[1]))
+                one = replace(facts(self.job, kinds, dry=True), spins=count == 1)
+                self._cluster = Cluster(None, self.job, dry=True)
+                self._expected = self._cluster.agree({f"local {i}": one for i in range(count)})
                 return
         self._cluster = Cluster(self._stack.enter_context(connect(self._address)), self.job, dry=self.dry)
         found = self._expected = self._cluster.inspect(kinds)

@@ -109,12 +109,12 @@ class _Batch:
             due = deque(p for p in ready if self._is_due(p))
             for folder in dict.fromkeys(prepared.scene.folder for prepared in due):
                 check_writable(folder)
+            if due:
+                self.runner.announce(due)
             if self.policy.dry_run:
                 for prepared in due:
                     self._plan(prepared)
                 return
-            if due:
-                self.runner.announce(due)
             self._run_all(due)
             self._collect()
             for prepared in list(self._untidy):  # unless it died meanwhile
