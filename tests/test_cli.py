@@ -76,7 +76,7 @@ LAYERS = [
     {"cog", "zarr", "geoparquet", "claims", "device", "lanes", "memory", "noise"},
     {"journal"},
     {"writer"},
-    {"modality", "grid", "errors"},
+    {"modality", "grid", "errors", "names", "limits"},
 ]
 
 

@@ -36,6 +36,7 @@ from tmtool.errors import UsageError
 from tmtool.job import Job, Prepared, Scene, look_at, prepared_of
 from tmtool.modality import Modality, find
 from tmtool.models import RANDOM, Embedding, Sampling
+from tmtool.names import in_one_word
 from tmtool.plan import Tiling
 from tmtool.products import Vectors
 from tmtool.provenance import notice_of
@@ -305,7 +306,7 @@ def _inputs(job: Job, raster: Any, modality: str | None) -> list[tuple[Modality 
 
 
 def _path(path: str | os.PathLike[str]) -> str:
-    return os.path.abspath(path) if os.path.exists(path) else os.fspath(path)  # GDAL opens more than files
+    return os.path.abspath(path) if os.path.exists(path) else in_one_word(os.fspath(path))  # GDAL opens more than files
 
 
 def _used(job: Job, name: str) -> Modality:

@@ -13,6 +13,7 @@ from tmtool.errors import InputError, ProductError
 from tmtool.job import Job, Prepared, target
 from tmtool.modality import MODALITIES
 from tmtool.models import ModelSpec
+from tmtool.names import base
 from tmtool.writer import PROVENANCE_TAG
 
 _BESIDE_THE_PIXELS = (
@@ -30,7 +31,7 @@ def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -
         "task": job.task,
         "model": job.model,
         "weights": weights,
-        "inputs": {m: os.path.basename(s.path) for m, s in prepared.sources.items()},
+        "inputs": {m: base(s.path) for m, s in prepared.sources.items()},
         "input_states": {m: _state(s.path) for m, s in prepared.sources.items()},
         "outputs": list(spec.outputs),
         "offsets": {m: s.offset for m, s in prepared.sources.items() if s.modality.is_optical},

@@ -9,6 +9,7 @@ import typer
 
 from tmtool import errors
 from tmtool.job import DEVICE_CLASSES, Job, Prepared, Scene, empty_share, estimate_seconds, prepare
+from tmtool.names import shown
 from tmtool.source import pixel_size_m
 
 _log = logging.getLogger("tmtool")
@@ -37,7 +38,7 @@ def _facts(job: Job, prepared: Prepared) -> dict[str, Any]:
     empty = empty_share(prepared)
     size = pixel_size_m(grid)
     return {
-        "path": source.path,
+        "path": shown(source.path),
         "modality": source.modality.name,
         "because": source.modality_why,
         "bands": dict(zip(source.modality.bands, source.bands, strict=True)),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tmtool.device import Compute
 from tmtool.errors import UsageError
 from tmtool.grid import TileBatch
+from tmtool.limits import check_room_for_torch
 from tmtool.modality import INPUTS, MODALITIES, OUTPUTS, Modality
 from tmtool.models.weights import WeightFile, coords_file, core_file, packaged_file, tokenizer_files
 
@@ -300,6 +301,7 @@ def find(name: str) -> ModelEntry:
 
 def build(spec: ModelSpec) -> TileModel:
     """Build the model and load its weights onto its device. The first call imports torch and terratorch."""
+    check_room_for_torch()
     module: Any = import_module(find(spec.name).module)
     model: TileModel = module.build(spec)
     return model
