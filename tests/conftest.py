@@ -86,6 +86,9 @@ def tmtool() -> Any:
         result = CliRunner().invoke(app, [str(a) for a in args], input=stdin)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
+        ended = result.exception and result.exception.__context__
+        if ended and ended.__cause__:  # an error that nobody foresaw, which the command has turned into one line
+            raise ended.__cause__
         return result
 
     return run

@@ -77,7 +77,7 @@ LAYERS = [
     {"journal"},
     {"writer"},
     {"compat"},
-    {"modality", "grid", "errors"},
+    {"modality", "grid", "errors", "names", "limits", "settings", "provenance"},
 ]
 
 

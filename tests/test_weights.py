@@ -130,7 +130,7 @@ def test_unused_keys_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("tmtool"), "propagate", True)
-    with caplog.at_level(logging.DEBUG, "tmtool.weights"):
+    with caplog.at_level(logging.DEBUG, "tmtool"):
         extra = {"decoder.extra": torch.zeros(1), "encoder.known": torch.zeros(1)}
         load_strictly(Tied(), state() | extra, tmp_path / "x.pt", spare=("encoder.",))
     assert "1 unknown keys: decoder.extra" in caplog.text

@@ -1,18 +1,30 @@
 """tmtool: run the TerraMind foundation models over geospatial rasters of any size, from the command line or from Python."""
 
+import logging
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from tmtool.names import clean_record
 
 if TYPE_CHECKING:
     from tmtool.api import embed, generate, reconstruct, tokenize
+    from tmtool.batch import Listing, Policy, list_scenes, run_batch
+    from tmtool.job import Job
 
 __version__ = "0.1.0"
-__all__ = ["embed", "generate", "reconstruct", "tokenize"]
+__all__ = ["Job", "Listing", "Policy", "embed", "generate", "list_scenes", "reconstruct", "run_batch", "tokenize"]
+
+_WHERE = {
+    **dict.fromkeys(("embed", "generate", "reconstruct", "tokenize"), "tmtool.api"),
+    **dict.fromkeys(("Listing", "Policy", "list_scenes", "run_batch"), "tmtool.batch"),
+    "Job": "tmtool.job",
+}
+
+logging.getLogger("tmtool").addFilter(clean_record)
 
 
 def __getattr__(name: str) -> Any:
-    """Import the functions when they are asked for: xarray and torch are heavy."""
-    if name in __all__:
-        from tmtool import api
-
-        return getattr(api, name)
+    """Import what is public when it is asked for: xarray and torch are heavy."""
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

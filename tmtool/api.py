@@ -41,6 +41,7 @@ from tmtool.errors import TmtoolError, UsageError
 from tmtool.job import Job, Prepared, Scene, look_at, prepared_of
 from tmtool.modality import Modality, find
 from tmtool.models import RANDOM
+from tmtool.names import in_one_word
 from tmtool.settings import Dtype, Merge, Normalize, Pool, Running, Sampling, Tiling, Vectors
 from tmtool.status import notice_of
 from tmtool.tasks import Embed, Generate, Reconstruct, Task, Tokenize
@@ -295,7 +296,7 @@ def _inputs(job: Job, raster: Any, modality: str | None) -> list[tuple[Modality 
 
 
 def _path(path: str | os.PathLike[str]) -> str:
-    return os.path.abspath(path) if os.path.exists(path) else os.fspath(path)  # GDAL opens more than files
+    return os.path.abspath(path) if os.path.exists(path) else in_one_word(os.fspath(path))  # GDAL opens more than files
 
 
 def _used(job: Job, name: str) -> Modality:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tmtool.errors import DeviceError
+from tmtool.limits import check_room_for_torch
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -59,6 +60,7 @@ def resolve(device: str = "auto", precision: str = "auto", compile: str = "auto"
     `device` may name several of one kind, with commas. `compile` auto is off: on a CPU it gains 3 % for the U-Net and 5 %
     for the encoder (base in bf16), and takes a minute and a half to begin; on CUDA its gain has not been measured.
     """
+    check_room_for_torch()
     names = [_device(name) for name in device.lower().split(",")]
     if len({name.partition(":")[0] for name in names}) > 1:
         raise DeviceError(f"--device {device}: devices of one kind only, or pixels would depend on which made them.")

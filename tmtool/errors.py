@@ -4,6 +4,8 @@ Every message says which file it is about, what was expected, what was found and
 `TmtoolError` once; anything else that escapes is a bug and keeps its traceback.
 """
 
+from tmtool.names import shown
+
 EXIT_SOME_FAILED = 1
 EXIT_NOTHING_TO_DO = 2
 EXIT_INTERRUPTED = 130
@@ -11,9 +13,15 @@ EXIT_TERMINATED = 143
 
 
 class TmtoolError(Exception):
-    """Base of all errors that are the user's business; `exit_code` is what the command ends with."""
+    """Base of all errors that are the user's business; `exit_code` is what the command ends with.
+
+    Secrets in the names that a message quotes are taken out of it.
+    """
 
     exit_code = EXIT_SOME_FAILED
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(shown(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class UsageError(TmtoolError):

@@ -97,7 +97,7 @@ class Scene:
     `inputs` are rasters on one grid, each with the modality that it is taken for; None finds out.
     """
 
-    inputs: tuple[tuple[Modality | None, str], ...]
+    inputs: tuple[tuple[Modality | None, str], ...] = field(repr=False)  # of which schedulers of tasks may tell
     stem: str
     folder: Path
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from tmtool.names import cleaned
+
 PROVENANCE_TAG = "TMTOOL_PROVENANCE"
 """The tag of a product that says, in JSON, how it was made."""
 
@@ -63,8 +65,8 @@ class Provenance:
         return {"tool": _TOOL} | {k: v for k, v in said.items() if v is not None} | dict(self.details)
 
     def tags(self) -> dict[str, str]:
-        """Return the tag that a product carries."""
-        return {PROVENANCE_TAG: json.dumps(self.facts(), sort_keys=True)}
+        """Return the tag that a product carries, with what may be told."""
+        return {PROVENANCE_TAG: json.dumps(cleaned(self.facts()), sort_keys=True)}
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the part that decides the pixels, as JSON gives it back."""

@@ -9,6 +9,7 @@ from tmtool import __version__, models
 from tmtool.errors import ProductError
 from tmtool.job import Job, Prepared, target
 from tmtool.models import ModelSpec
+from tmtool.names import base
 from tmtool.provenance import Provenance, parse
 
 
@@ -22,7 +23,7 @@ def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -
         version=__version__,
         libraries={name: _version(name) for name in ("terratorch", "torch", "rasterio")},
         weights=weights,
-        inputs={m: os.path.basename(s.path) for m, s in prepared.sources.items()},
+        inputs={m: base(s.path) for m, s in prepared.sources.items()},
         input_states={m: _state(s.path) for m, s in prepared.sources.items()},
         outputs=spec.outputs,
         offsets={m: s.offset for m, s in prepared.sources.items() if s.modality.is_optical},

@@ -5,6 +5,7 @@ space. A format turns it into the product. Until `commit` nothing carries a fina
 """
 
 import contextlib
+import errno
 import glob
 import math
 import os
@@ -205,6 +206,8 @@ class Writer:
             with quiet():
                 self._dst = rasterio.open(self._work, mode, sparse_ok="true", **profile)
         except (RasterioError, TypeError) as error:  # TypeError is what rasterio makes of an unknown format in "r+"
+            if mode == "w" and self._refusal():
+                raise self._disk_error(error) from error
             raise ProductError(f"{self.path}: cannot open its work file ({error}).") from error
 
     def write(self, row: int, values: NDArray[Any], valid: BoolArray, col: int = 0) -> None:
@@ -303,7 +306,34 @@ class Writer:
 
     def _disk_error(self, error: Exception) -> DiskError:
         free = shutil.disk_usage(self.path.parent).free
-        return DiskError(f"{self.path}: writing failed with {free / 1e9:.2f} GB free on its disk ({error}).")
+        refusal = error if isinstance(error, OSError) and error.strerror else self._refusal()
+        if refusal and refusal.errno == errno.EFBIG:
+            return DiskError(
+                f"{self.path}: writing failed: {refusal.strerror}. Raise the limit on the size of files (ulimit -f), or "
+                "write to a disk whose format has none."
+            )
+        return DiskError(
+            f"{self.path}: writing failed with {free / 1e9:.2f} GB free on its disk "
+            f"({refusal.strerror if refusal else error})."
+        )
+
+    def _refusal(self) -> OSError | None:
+        """Return what the system says to a file of this size, which GDAL keeps to itself; None if it takes one now."""
+        probe = self.path.with_name(f"{self._token}.probe")
+        height, width = self.grid.shape
+        size = len(self.layout.bands) * height * width * np.dtype(self.layout.work[0]).itemsize
+        try:
+            with probe.open("wb") as file:
+                file.write(bytes(1 << 16))
+                file.flush()
+                os.fsync(file.fileno())
+                file.truncate(int(1.4 * size))  # a COG that cannot be compressed, with its overviews
+        except OSError as error:
+            return error
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+        return None
 
 
 def sidecar(path: Path) -> Path:

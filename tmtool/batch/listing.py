@@ -19,6 +19,7 @@ from pathlib import Path
 from tmtool.errors import InputError, UsageError
 from tmtool.job import Scene
 from tmtool.modality import OUTPUTS, Modality, find
+from tmtool.names import base, in_one_word
 from tmtool.provenance import PROVENANCE_TAG
 from tmtool.source import opened
 from tmtool.writer import WORK_PREFIX
@@ -68,7 +69,7 @@ def list_scenes(
     if any(equals for _, equals, _ in pairs):
         if listing.arguments or listing.files_from is not None or not all(path for *_, path in pairs):
             raise UsageError("--in MOD=FILE names the rasters of one scene: give it for each modality, and no INPUT.")
-        inputs = tuple((_modality(name, bands), path) for name, _, path in pairs)
+        inputs = tuple((_modality(name, bands), in_one_word(path)) for name, _, path in pairs)
         found = [Scene(inputs, _stem(inputs[0][1]), output_dir)]
     else:
         found = _listed_scenes(listing, output_dir, _asked(taken_for, bands))
@@ -130,6 +131,10 @@ def _check_folder(folder: Path) -> None:
             "store cannot do. Write to a folder and copy them when they are done, for instance with "
             f"{'aws s3 mv' if scheme and scheme[0] == 's3:/' else 'rclone move'}; their paths are printed one by one."
         )
+    try:
+        str(folder).encode()
+    except UnicodeError:
+        raise UsageError(f"--output-dir {str(folder)!r}: GDAL takes names in UTF-8 only; choose another.") from None
 
 
 def _share(shard: str | None) -> slice:
@@ -167,10 +172,10 @@ class _Expansion:
             elif os.path.isdir(argument):
                 for path in self._folder(argument):
                     yield path, Path(path).parent.relative_to(argument)
-            elif glob.has_magic(argument) and not os.path.exists(argument) and not argument.startswith("/vsi"):
+            elif glob.has_magic(argument) and not (os.path.exists(argument) or _is_virtual(argument)):
                 yield from ((path, Path()) for path in self._glob(argument))
             else:
-                yield argument, Path()
+                yield in_one_word(argument), Path()
 
     def _folder(self, argument: str) -> list[str]:
         listing = self._listing
@@ -197,6 +202,11 @@ class _Expansion:
                 "not taken of folders and globs. If they are meant, name each file."
             )
         return foreign
+
+
+def _is_virtual(path: str) -> bool:
+    """Whether a path is one of GDAL's, or a URL, in which `?` begins a query."""
+    return path.startswith("/vsi") or "://" in path
 
 
 def _inside(root: Path, listing: Listing) -> Iterator[Path]:
@@ -262,8 +272,7 @@ def _entries(name: str, null: bool) -> list[str]:
 
 def _stem(path: str) -> str:
     """Name of a scene: its file name without suffix, as far as products can have it."""
-    name = path.rstrip("/").rpartition("/")[2] or path
-    name = name.split("?")[0]
+    name = base(path)
     stem = name.rpartition(".")[0] or name
     return _as_file_name(stem, path)
 

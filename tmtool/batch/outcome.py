@@ -11,6 +11,7 @@ from typing import Any
 
 from tmtool import __version__, errors
 from tmtool.job import Prepared, Scene
+from tmtool.names import cleaned
 from tmtool.run import SceneResult
 
 STATUSES = ("planned", "done", "skipped", "kept", "failed", "invalid")
@@ -42,7 +43,7 @@ class Outcome:
         return list(planned(self.prepared).values()) if self.prepared and not self.bad else []
 
     def facts(self) -> dict[str, Any]:
-        """Return everything about it, ready for JSON."""
+        """Return everything about it that may be told, ready for JSON."""
         said: dict[str, Any] = {
             "status": self.status,
             "inputs": [path for _, path in self.scene.inputs],
@@ -71,7 +72,8 @@ class Outcome:
         if self.error is not None:
             code = self.error.exit_code if isinstance(self.error, errors.TmtoolError) else errors.EXIT_SOME_FAILED
             said["error"] = {"kind": type(self.error).__name__, "code": code, "message": str(self.error)}
-        return said
+        facts: dict[str, Any] = cleaned(said)
+        return facts
 
 
 def planned(prepared: Prepared) -> dict[str, str]:

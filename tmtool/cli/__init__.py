@@ -1,12 +1,31 @@
 """The command line. Only this package prints or ends the process; heavy imports wait until a job starts."""
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from tmtool import __version__
 from tmtool.cli import embed, generate, info, models, reconstruct, tokenize
+from tmtool.cli.streams import standard_streams
+from tmtool.names import shown
+
+
+class _Commands(TyperGroup):
+    """The commands. What a message about the command line quotes of it is told without secrets."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:  # here, since later the message is broken into lines
+            if isinstance(message := getattr(error, "message", None), str):
+                error.message = shown(message)  # type: ignore[attr-defined]
+            raise
+
 
 app = typer.Typer(
     name="tmtool",
+    cls=_Commands,
     help="Run the TerraMind foundation models over geospatial rasters of any size.",
     epilog="Example: tmtool generate Santiago.tif --out S1GRD,LULC",
     no_args_is_help=True,
@@ -42,4 +61,5 @@ app.add_typer(models.app, name="models")
 
 def main() -> None:
     """Entry point of the `tmtool` command."""
-    app()
+    with standard_streams():
+        app()

@@ -11,6 +11,7 @@ from tmtool import errors
 from tmtool.batch.rates import times
 from tmtool.batch.words import duration, size_text
 from tmtool.job import Job, Prepared, Scene, empty_share, prepare
+from tmtool.names import shown
 from tmtool.source import BandValues, pixel_size_m
 
 _log = logging.getLogger("tmtool")
@@ -39,7 +40,7 @@ def _facts(job: Job, prepared: Prepared) -> dict[str, Any]:
     empty = empty_share(job, prepared)
     size = pixel_size_m(grid)
     return {
-        "path": source.path,
+        "path": shown(source.path),
         "modality": source.modality.name,
         "because": source.modality_why,
         "bands": dict(zip(source.modality.bands, source.bands, strict=True)),

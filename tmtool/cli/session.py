@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from tmtool import errors
+from tmtool.cli.streams import to_nowhere, unforeseen
+from tmtool.limits import check_room_to_start
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,6 +56,7 @@ def command(log_as: "LogOptions | None" = None) -> Iterator[None]:
     previous = {number: signal.signal(number, _stop) for number in _SIGNALS}
     log = logging.getLogger("tmtool")
     try:
+        check_room_to_start()
         yield
     except errors.TmtoolError as error:
         log.error("%s", error)
@@ -62,8 +65,12 @@ def command(log_as: "LogOptions | None" = None) -> Iterator[None]:
         log.error("Stopped by %s. The same command goes on from here.", stop.signal_name)
         raise typer.Exit(stop.exit_code) from None
     except BrokenPipeError:  # whoever read our output has gone
-        sys.stderr.close()
         raise typer.Exit(errors.EXIT_SOME_FAILED) from None
+    except typer.Exit:
+        raise
+    except Exception as error:
+        log.error("%s", unforeseen(error), exc_info=True)
+        raise typer.Exit(errors.EXIT_SOME_FAILED) from error
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -72,12 +79,26 @@ def command(log_as: "LogOptions | None" = None) -> Iterator[None]:
             log_handler.close()
 
 
+class _TextFormatter(logging.Formatter):
+    """The message alone: tracebacks are for -v and the log file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage()
+
+
 class _JsonFormatter(logging.Formatter):
     """One JSON object a record."""
 
+    def __init__(self, tracebacks: bool) -> None:
+        super().__init__()
+        self._tracebacks = tracebacks
+
     def format(self, record: logging.LogRecord) -> str:
         said = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname.lower()}
-        return json.dumps(said | {"message": record.getMessage()})
+        said["message"] = record.getMessage()
+        if record.exc_text and self._tracebacks:
+            said["traceback"] = record.exc_text
+        return json.dumps(said)
 
 
 class _StderrHandler(logging.Handler):
@@ -93,21 +114,36 @@ class _StderrHandler(logging.Handler):
             print(text, file=sys.stderr)
 
 
+class _FileHandler(logging.FileHandler):
+    """Writes records to a file; if that fails, says so once and writes no more."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._failed:
+            self._failed = True
+            print(f"Warning: --log-file {self.baseFilename}: cannot be written ({sys.exc_info()[1]}).", file=sys.stderr)
+        to_nowhere(self.stream)
+
+
 def _handlers(log_file: Path | None, level: int, log_format: str) -> list[logging.Handler]:
     logger = logging.getLogger("tmtool")
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
     handlers: list[logging.Handler] = [_StderrHandler(level)]
+    verbose = level == logging.DEBUG
     if log_format == "json":
-        handlers[0].setFormatter(_JsonFormatter())
+        handlers[0].setFormatter(_JsonFormatter(tracebacks=verbose))
+    elif not verbose:
+        handlers[0].setFormatter(_TextFormatter())
     if log_file is not None:
         try:
-            handlers.append(logging.FileHandler(log_file))
+            handlers.append(_FileHandler(log_file, encoding="utf-8", errors="backslashreplace"))
         except OSError as error:
             typer.echo(f"Error: --log-file {log_file}: cannot be written ({error.strerror}).", err=True)
             raise typer.Exit(errors.EXIT_NOTHING_TO_DO) from None
         text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-        handlers[-1].setFormatter(_JsonFormatter() if log_format == "json" else text)
+        handlers[-1].setFormatter(_JsonFormatter(tracebacks=True) if log_format == "json" else text)
         handlers[-1].setLevel(min(level, logging.INFO))
     for handler in handlers:
         logger.addHandler(handler)

@@ -4,6 +4,7 @@ import pkgutil
 from importlib import import_module
 
 from tmtool.errors import UsageError
+from tmtool.limits import check_room_for_torch
 from tmtool.models import families
 from tmtool.models.entry import ModelEntry, ModelSpec, TileModel
 
@@ -27,6 +28,7 @@ def find(name: str) -> ModelEntry:
 
 def build(spec: ModelSpec) -> TileModel:
     """Build the model of a spec; see `ModelEntry.build`."""
+    check_room_for_torch()
     return find(spec.name).build(spec)
 
 

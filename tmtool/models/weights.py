@@ -17,7 +17,7 @@ from tmtool.models.headers import check_header
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_log = logging.getLogger("tmtool.weights")
+_log = logging.getLogger("tmtool")
 _ORGANISATION = "ibm-esa-geospatial"
 _PACKAGED = "tmtool"
 """Stands for a repository where the file comes with the package."""

@@ -29,7 +29,7 @@ class Source:
     reading. `block` is (height, width) of the file's blocks. The `*_why` fields say what a decision rests on.
     """
 
-    path: str
+    path: str = field(repr=False)  # which schedulers of tasks may tell
     modality: Modality
     modality_why: str
     grid: Grid
@@ -153,5 +153,7 @@ def open_raster(path: str, overview: int | None = None) -> Any:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
             return rasterio.open(path, **options)
+        except UnicodeError:
+            raise InputError(f"{path!r}: GDAL takes names in UTF-8 only; rename it, or give a link to it.") from None
         except RasterioError as error:
-            raise InputError(f"{path}: GDAL cannot open it as a raster ({error}).") from error
+            raise InputError(f"{path}: GDAL cannot open it as a raster ({error}).") from None  # which may hold secrets

@@ -47,7 +47,7 @@ class Reader:
         except RasterioError as error:
             raise ReadError(
                 f"{self.source.path}: damaged or truncated; reading rows {window.row}-{window.row + window.height - 1} failed ({error})."
-            ) from error
+            ) from None  # GDAL's text, quoted here, may hold secrets
 
     def _read(self, window: Any) -> tuple[FloatArray, BoolArray]:
         source, src = self.source, self._handle()
