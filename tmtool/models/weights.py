@@ -257,7 +257,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Nothing in the file is run: classes that it names besides tensors are replaced by empty ones. Raises `WeightsError`.
     """
-    state = _checkpoint_state(path)
+    state = checkpoint_state(path)
     marks = ("encoder_embeddings.", "encoder_norm.")
     begins = {key[: key.index(mark)] for key in state for mark in marks if mark in key}
     begins = {begin for begin in begins if not begin.endswith(_SAMPLER)}
@@ -274,7 +274,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, {key: value for key, value in own.items() if key.startswith(wanted)}, sampler)
 
 
-def _checkpoint_state(path: Path) -> dict[str, "Tensor"]:
+def checkpoint_state(path: Path) -> dict[str, "Tensor"]:
+    """Return a checkpoint's tensors by key, memory-mapped: of Lightning's file, or a plain state dict. Runs no code in it."""
     import torch
     from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
