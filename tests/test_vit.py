@@ -244,6 +244,7 @@ def clay_checkpoint(folder: Path, facts: Facts, encoder: Any) -> Path:
     return path
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")  # of terratorch's own class
 @pytest.mark.parametrize("name", ["clay-v1", "clay-v1.5"])
 @torch.inference_mode()
 def test_clay_is_terratorchs_layer_by_layer(

@@ -32,7 +32,7 @@ _SCALE = 0.1
 
 def _attention(qkv: Tensor, heads: int) -> Tensor:
     """Return what attention makes of queries, keys and values `(B, N, 3D)`: `(B, N, D)`."""
-    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    q, k, v = torch.unflatten(qkv, -1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
@@ -114,7 +114,7 @@ class Encoder(nn.Module):
 
     @staticmethod
     def _on_grid(x: Tensor, shape: Shape) -> Tensor:
-        return x[:, 1:].float().unflatten(1, shape).permute(0, 1, 4, 2, 3)
+        return torch.unflatten(x[:, 1:].float(), 1, shape).permute(0, 1, 4, 2, 3)
 
     def _convolution(self, weight: Tensor, bias: Tensor) -> nn.Conv2d:
         """Return the embedding of patches by a weight `(D, C, p, p)`."""
@@ -237,7 +237,7 @@ def _sincos(positions: Tensor, dim: int) -> Tensor:
 def _sincos_of(values: NDArray[Any], dim: int) -> Tensor:
     """Return the codes of values `(B, T)`: `(B, T, dim)` float32, computed in float32 as in pretraining."""
     numbers = torch.from_numpy(values.astype(np.float32))
-    return _sincos(numbers.flatten(), dim).unflatten(0, numbers.shape)
+    return torch.unflatten(_sincos(numbers.flatten(), dim), 0, numbers.shape)
 
 
 class _ClayAttention(nn.Module):
@@ -369,8 +369,9 @@ def _turn(share: NDArray[np.float64]) -> NDArray[np.float64]:
 def _iso_week(dates: Dates) -> NDArray[np.int64]:
     """Return the ISO week of each date: that of its Thursday, counted in the Thursday's year."""
     days = dates.astype("datetime64[D]")
-    thursday = days + (3 - (days.astype(np.int64) + 3) % 7)
-    return (thursday - thursday.astype("datetime64[Y]").astype("datetime64[D]")).astype(np.int64) // 7 + 1
+    thursday = days + (3 - (days.astype(np.int64) + 3) % 7)  # day 0, the first of 1970, was one
+    since: NDArray[np.int64] = (thursday - thursday.astype("datetime64[Y]").astype("datetime64[D]")).astype(np.int64)
+    return since // 7 + 1
 
 
 def filled(
