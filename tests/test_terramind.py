@@ -20,6 +20,7 @@ from tmtool.grid import OutputSpec, TileBatch
 from tmtool.modality import MODALITIES, OUTPUTS
 from tmtool.models import ModelSpec, Sampling, parts
 from tmtool.models.architecture import terramind_register as register
+from tmtool.models.architecture import unet_layers
 from tmtool.models.generator import Generator
 from tmtool.models.weights import core_file, tokenizer_file
 from tmtool.plan import TilePlan, Tiling
@@ -279,7 +280,7 @@ def test_bf16_stays_close_to_fp32(narrow_terramind: Path) -> None:
 @pytest.mark.parametrize("shape", [(1, 64, 32, 32), (2, 64, 9, 20), (1, 64, 77)])
 def test_group_norms_take_bfloat16_as_it_comes(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    plain = parts.unet_layers.GroupNorm32(32, shape[1]).requires_grad_(False)
+    plain = unet_layers.GroupNorm32(32, shape[1]).requires_grad_(False)
     plain.weight.normal_(1, 0.3)
     plain.bias.normal_()
     other = deepcopy(plain)
@@ -297,10 +298,10 @@ def test_group_norms_take_bfloat16_as_it_comes(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("compute", [Compute(), Compute("cuda:0", "bf16"), Compute("cpu", "bf16", compiled=True)])
 def test_group_norms_are_terratorchs_elsewhere(compute: Compute, monkeypatch: pytest.MonkeyPatch) -> None:
-    part = parts.unet_layers.GroupNorm32(32, 64)
+    part = unet_layers.GroupNorm32(32, 64)
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: module)
     parts.place(part, compute)
-    assert type(part) is parts.unet_layers.GroupNorm32
+    assert type(part) is unet_layers.GroupNorm32
 
 
 def test_only_what_generation_uses_is_built(narrow_terramind: Path) -> None:

@@ -107,6 +107,8 @@ class TileBatch:
     cols: NDArray[np.int64]
     lonlat: NDArray[np.float64] | None = None
     """Longitude and latitude of the tiles' centres, `(B, 2)` degrees, where the model asks for them."""
+    dates: NDArray[np.datetime64] | None = None
+    """When the images were taken, `(B, T)` in UTC, where the model asks for it and all are known."""
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,10 @@ class ModelEntry:
     patch: int = 16
     dim: int = 768
     depth: int = 12
+    tiling: tuple[int, int, int] | None = None
+    """Crop, stride and delta in px that suit it, where they are not those of TerraMind."""
+    bands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Bands that it takes of a modality, where that is not all of them."""
     dates: int = 1
     """The most dates of one modality that it takes at once."""
     coords: bool = False

@@ -15,7 +15,6 @@ from tmtool.compat.torch import compiler_errors
 from tmtool.device import Compute
 from tmtool.errors import DeviceError
 from tmtool.models import ModelSpec
-from tmtool.models.architecture import unet_layers
 from tmtool.models.onednn import PackedConv2d, use_onednn
 from tmtool.models.weights import load_strictly
 
@@ -161,7 +160,7 @@ class BF16GroupNorm(nn.GroupNorm):
 def _copy_no_norms(module: nn.Module) -> None:
     """Have group norms take bfloat16 as it comes, which torch's kernels for CPUs can beside float32 weights."""
     for part in module.modules():
-        if type(part) is unet_layers.GroupNorm32:
+        if type(part).__name__ == "GroupNorm32":  # named, as other models need no terratorch
             part.__class__ = BF16GroupNorm
 
 

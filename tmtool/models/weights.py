@@ -294,7 +294,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Nothing in the file is run: classes that it names besides tensors are replaced by empty ones. Raises `WeightsError`.
     """
-    state = _checkpoint_state(path)
+    state = checkpoint_state(path)
     begin = _backbone_begin(path, state)
     own = {key.removeprefix(begin): value for key, value in state.items() if key.startswith(begin)}
     sampler = {key.removeprefix(_SAMPLER): value for key, value in own.items() if key.startswith(_SAMPLER)}
@@ -316,7 +316,8 @@ def _backbone_begin(path: Path, names: Collection[str]) -> str:
     return begins.pop()
 
 
-def _checkpoint_state(path: Path) -> dict[str, "Tensor"]:
+def checkpoint_state(path: Path) -> dict[str, "Tensor"]:
+    """Return a checkpoint's tensors by key, memory-mapped: of Lightning's file, or a plain state dict. Runs no code in it."""
     import torch
     from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
