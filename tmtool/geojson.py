@@ -1,11 +1,10 @@
 """What tiles say, a feature a tile: places or texts, as GeoJSON (RFC 7946) or GeoParquet 1.1.
 
-A work file holds the tokens of each tile, a band a token and a pixel a tile; `read` turns a tile's tokens into what they say.
-A feature's geometry is the tile's footprint, a pixel of the work file. Its properties are `row` and `col`, which count tiles,
-and
+A work file holds what a model says of each tile, in the numbers of `tmtool.sayings`, a pixel a tile. A feature's geometry is
+the tile's footprint, which is that pixel. Its properties are `row` and `col`, which count tiles, and
 
 - of a place `lon` and `lat` in degrees, and `distance_km`, how far from the footprint's centre that is, along the
-  ellipsoid of WGS 84; all null where the tokens say no place, the distance also where the raster has no CRS;
+  ellipsoid of WGS 84; all null where the model said no place, the distance also where the raster has no CRS;
 - of a text `text`.
 
 GeoJSON is in longitude and latitude, its polygons counter-clockwise and cut at the antimeridian; the geometry is null where the
@@ -13,11 +12,11 @@ raster has no CRS. The tags are in the member `tags`. GeoParquet is in the raste
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +26,8 @@ from rasterio.warp import transform
 from tmtool.errors import ProductError
 from tmtool.geoparquet import binary, geo, polygons, read_tags, rings
 from tmtool.grid import Grid
+from tmtool.sayings import Place, place_of, text_of
 from tmtool.writer import Format, Work
-
-Container = Literal["geojson", "geoparquet"]
-Place = tuple[float, float]
-"""Longitude and latitude in degrees."""
 
 _SEGMENTS = 4
 """Straight lines that stand for each side of a footprint, whose sides may be curves on the globe."""
@@ -39,24 +35,12 @@ _DECIMALS = 7  # of a degree: a centimetre
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def places(read: Callable[[Sequence[int]], Place | None], container: Container = "geojson") -> Format:
-    """Return the format of products that hold a place a tile."""
-    return _format(
-        _Columns({"lon": "float64", "lat": "float64", "distance_km": "float64"}, partial(_places, read)), container
-    )
-
-
-def texts(read: Callable[[Sequence[int]], str], container: Container = "geojson") -> Format:
-    """Return the format of products that hold a text a tile."""
-    return _format(_Columns({"text": "string"}, lambda tokens, _: {"text": [read(t) for t in tokens]}), container)
-
-
 @dataclass(frozen=True)
 class _Columns:
-    """What is said of tiles: the Arrow type of each column, and its values by the tiles' tokens and centres `(n, 2)`."""
+    """What is said of tiles: the Arrow type of each column, and its values by those of the tiles and their centres `(n, 2)`."""
 
     types: Mapping[str, str]
-    values: Callable[[list[list[int]], NDArray[np.float64]], Mapping[str, list[Any]]]
+    read: Callable[[list[list[Any]], NDArray[np.float64]], Mapping[str, list[Any]]]
 
 
 @dataclass(frozen=True)
@@ -70,21 +54,15 @@ class _Tiles:
     said: Mapping[str, list[Any]]
 
 
-def _format(columns: _Columns, container: Container) -> Format:
-    if container == "geoparquet":
-        return Format(".parquet", partial(_parquet, columns), read_tags)
-    return Format(".geojson", partial(_geojson, columns), geojson_tags)
+def _places(values: list[list[Any]], centres: NDArray[np.float64]) -> dict[str, list[Any]]:
+    found = [place_of(tile) for tile in values]
+    away = [_distance_km(a, (x, y)) if a else None for a, (x, y) in zip(found, centres.tolist(), strict=True)]
+    lon, lat = ([place[i] if place else None for place in found] for i in range(2))
+    return {"lon": lon, "lat": lat, "distance_km": away}
 
 
-def _places(
-    read: Callable[[Sequence[int]], Place | None], tokens: list[list[int]], centres: NDArray[np.float64]
-) -> dict[str, list[Any]]:
-    said = [read(t) or (None, None) for t in tokens]
-    away = [
-        _distance_km((lon, lat), (x, y)) if lon is not None and lat is not None else None
-        for (lon, lat), (x, y) in zip(said, centres.tolist(), strict=True)
-    ]
-    return {"lon": [lon for lon, _ in said], "lat": [lat for _, lat in said], "distance_km": away}
+def _texts(values: list[list[Any]], centres: NDArray[np.float64]) -> dict[str, list[Any]]:
+    return {"text": [text_of(tile) for tile in values]}
 
 
 def _distance_km(a: Place, b: Place) -> float | None:
@@ -103,13 +81,13 @@ def _strips(work: Work, columns: _Columns) -> Iterator[_Tiles]:
         rows, cols = np.nonzero(valid)
         if not len(rows):
             continue
-        tokens = values[:, rows, cols].T.tolist()
+        said = values[:, rows, cols].T.tolist()
         rows = rows + first
         a, b, c, d, e, f = work.grid.transform[:6]
         x, y = a * (cols + 0.5) + b * (rows + 0.5) + c, d * (cols + 0.5) + e * (rows + 0.5) + f
         xy = rings(work.grid.transform, rows, cols)
         centres = _degrees(work.grid, np.stack([x, y], axis=-1))
-        yield _Tiles(rows, cols, xy, _degrees(work.grid, _finer(xy)), columns.values(tokens, centres))
+        yield _Tiles(rows, cols, xy, _degrees(work.grid, _finer(xy)), columns.read(said, centres))
 
 
 def _finer(xy: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -238,3 +216,17 @@ def _parquet(columns: _Columns, work: Work, path: Path) -> None:
         raise ProductError(f"{path}: writing failed ({error}).") from error
     if (count := pq.read_metadata(path).num_rows) != work.statistics.count:
         raise ProductError(f"{path}: has {count} tiles, expected {work.statistics.count}. Please report this.")
+
+
+_PLACES = _Columns({"lon": "float64", "lat": "float64", "distance_km": "float64"}, _places)
+_TEXTS = _Columns({"text": "string"}, _texts)
+PLACES = {
+    "geojson": Format(".geojson", partial(_geojson, _PLACES), geojson_tags),
+    "geoparquet": Format(".parquet", partial(_parquet, _PLACES), read_tags),
+}
+"""The formats of products that hold a place a tile."""
+TEXTS = {
+    "geojson": Format(".geojson", partial(_geojson, _TEXTS), geojson_tags),
+    "geoparquet": Format(".parquet", partial(_parquet, _TEXTS), read_tags),
+}
+"""The formats of products that hold a text a tile."""

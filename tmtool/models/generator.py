@@ -142,7 +142,7 @@ class Generator(Drawer):
     def __call__(self, batch: TileBatch) -> dict[str, NDArray[Any]]:
         """Return each output `(B, channels, S, S)` float32: values in the modality's unit, logits for LULC.
 
-        Of a sequence its tokens, `(B, length, 1, 1)` uint16.
+        Of a sequence what it says, `(B, channels, 1, 1)` as `tmtool.sayings` has it.
         """
         cells = CellGrid.of(batch, next(iter(batch.pixels.values())).shape[-1], self.noise_device)
         with self.autocast():

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tmtool.errors import UsageError, WeightsError
+from tmtool.sayings import PLACE_BANDS, TEXT_BYTES, Place, place_values, text_values
 
 PAD, EOS, START, END = 0, 3, 5, 6
 _EXPECTED = {"[PAD]": PAD, "[EOS]": EOS, "[S_1]": START, "[S_2]": END}
@@ -21,17 +25,18 @@ _PLACE = re.compile(r"lat=(-?\d+(?:\.\d+)?) lon=(-?\d+(?:\.\d+)?)")
 class SequenceModality:
     """A modality of one sequence a tile. `length` is its tokens at most, the one that opens it included.
 
-    `name` is the model's key as well.
+    `name` is the model's key as well. What is said takes `channels` numbers of `dtype`; see `tmtool.sayings`.
     """
 
     name: str
     length: int
-    title: str
+    channels: int
+    dtype: str
 
 
 SEQUENCES: dict[str, SequenceModality] = {
-    "coords": SequenceModality("coords", 4, "the tile's place, to 0.25 degrees"),
-    "caption": SequenceModality("caption", 256, "a text about the tile"),
+    "coords": SequenceModality("coords", 4, len(PLACE_BANDS), "float64"),
+    "caption": SequenceModality("caption", 256, 1 + TEXT_BYTES, "uint8"),
 }
 
 
@@ -100,7 +105,11 @@ class Vocabulary:
                 kept.append(token)
         return kept
 
-    def place(self, ids: Iterable[int]) -> tuple[float, float] | None:
+    def said(self, name: str, ids: Iterable[int]) -> NDArray[Any]:
+        """Return what drawn tokens of the sequence `name` say, in numbers, `(channels,)`."""
+        return place_values(self.place(ids)) if name == "coords" else text_values(self.caption(ids))
+
+    def place(self, ids: Iterable[int]) -> Place | None:
         """Return the (longitude, latitude) in degrees that drawn tokens say, or None if they say none."""
         said = _PLACE.fullmatch(self._decode(self.body(ids)[:2]))
         return (float(said[2]), float(said[1])) if said else None
