@@ -18,8 +18,9 @@ from tmtool.models import MODELS, ModelSpec, Sampling
 from tmtool.models.architecture import terramind_register as register
 from tmtool.models.families import terramind_v01 as v01
 from tmtool.models.families.terramind import vocabularies
-from tmtool.models.text import END, SEQUENCES, START, Vocabulary, check
+from tmtool.models.text import END, SEQUENCES, START, Vocabulary, check, told_places
 from tmtool.models.weights import find_locally
+from tmtool.sayings import place_of, text_of
 
 TILES = 3
 ORIGINS = [(16, 32), (-8, 184), (376, 184)]
@@ -67,10 +68,20 @@ def pixels_of(spec: ModelSpec, size: int = 224) -> dict[str, np.ndarray]:
     return found
 
 
-def generated(spec: ModelSpec, tiles: tuple[int, ...] = (0, 1, 2)) -> Mapping[str, np.ndarray]:
-    index = list(tiles)
+def generated(spec: ModelSpec, tiles: tuple[int, ...] = (0, 1, 2)) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
+    """Return what is generated, and the tokens that were drawn."""
+    index, drawn = list(tiles), {}
     batch = batch_of({m: v[index] for m, v in pixels_of(spec).items()}, [ORIGINS[i] for i in index])
-    return models.build(spec)(replace(batch, lonlat=LONLAT[index]))
+    model: Any = models.build(spec)
+    draw = model.draw
+
+    def watched(*args: Any) -> Any:
+        drawn.update(draw(*args))
+        return dict(drawn)
+
+    model.draw = watched
+    outputs = model(replace(batch, lonlat=LONLAT[index]))
+    return outputs, {m: tokens.numpy() for m, tokens in drawn.items() if m in SEQUENCES}
 
 
 def terratorchs(reference: Any, spec: ModelSpec, keys: Mapping[str, str]) -> Iterator[tuple[Any, Any]]:
@@ -95,18 +106,17 @@ def terratorchs(reference: Any, spec: ModelSpec, keys: Mapping[str, str]) -> Ite
 
 def compare(spec: ModelSpec, reference: Any, keys: Mapping[str, str]) -> list[Any]:
     """Compare all that is generated with terratorch's; return what the sequences say."""
-    mine, words = generated(spec), vocabularies(spec)
+    (mine, ids), words = generated(spec), vocabularies(spec)
     said: list[Any] = []
     for i, (theirs, drawn) in enumerate(terratorchs(reference, spec, keys)):
         for name, vocabulary in words.items():
-            ids = mine[name][i, :, 0, 0]
-            assert ids.dtype == np.uint16
-            assert len(ids) == SEQUENCES[name].length
-            assert ids[0] == START
-            assert vocabulary.body(ids) == drawn[name]["tensor"][0].tolist()
-            said.append(vocabulary.caption(ids) if name == "caption" else vocabulary.place(ids))
-            assert theirs[name][0] == said[-1] if name == "caption" else True
-            if name == "coords":
+            assert mine[name].shape == (TILES, SEQUENCES[name].channels, 1, 1)
+            assert vocabulary.body(ids[name][i]) == drawn[name]["tensor"][0].tolist()
+            values = mine[name][i, :, 0, 0].tolist()
+            said.append(text_of(values) if name == "caption" else place_of(values))
+            if name == "caption":
+                assert theirs[name][0] == said[-1]
+            else:
                 np.testing.assert_array_equal(said[-1] or (np.nan, np.nan), theirs[name][0])
         for name in spec.request.decoded:
             if spec.modality(name).classes:  # others are diffused from other noise
@@ -152,8 +162,8 @@ def test_v01_equals_terratorch(narrow_v01_base: Path, inputs: list[str], outputs
 
 def test_tokens_are_a_function_of_position(narrow_v01_base: Path) -> None:
     spec = generation("v01-base", narrow_v01_base, ["S2L2A"], ["caption", "coords"], FREE)
-    forward, backward = generated(spec), generated(spec, (2, 1, 0))
-    again, other = generated(spec), generated(replace(spec, seed=SEED + 1))
+    forward, backward, again = (generated(spec, tiles)[1] for tiles in ((0, 1, 2), (2, 1, 0), (0, 1, 2)))
+    other = generated(replace(spec, seed=SEED + 1))[1]
     for name in ("caption", "coords"):
         np.testing.assert_array_equal(forward[name], backward[name][::-1])
         np.testing.assert_array_equal(forward[name], again[name])
@@ -164,7 +174,7 @@ def test_tokens_are_a_function_of_position(narrow_v01_base: Path) -> None:
 def test_what_follows_the_end_is_padding(narrow_v01_base: Path) -> None:
     """One tile's sequence ends at once, the others go on: it is the same as alone."""
     spec = generation("v01-base", narrow_v01_base, ["S2L2A"], ["caption"], FREE)
-    texts = generated(spec)["caption"][:, :, 0, 0]
+    texts = generated(spec)[1]["caption"]
     ended = [ids for ids in texts if END in ids.tolist()]
     assert ended  # else this shows nothing
     assert len({ids.tolist().index(END) for ids in ended} | {len(texts[0])}) > 1
@@ -174,7 +184,7 @@ def test_what_follows_the_end_is_padding(narrow_v01_base: Path) -> None:
 def test_half_precision_draws_too(narrow_v01_base: Path) -> None:
     spec = generation("v01-base", narrow_v01_base, ["S2L2A"], ["coords"])
     half = replace(spec, compute=replace(spec.compute, precision="bf16"))
-    assert (generated(half)["coords"][:, 0] == START).all()
+    assert (generated(half)[1]["coords"][:, 0] == START).all()
 
 
 def words(text: str) -> list[int]:
@@ -230,17 +240,26 @@ def test_other_vocabularies_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "message"),
+    ("outputs", "told", "message"),
     [
-        (["caption"], ["S2L2A"], "no generation from text alone"),
-        (["coords"], ["S2L2A"], "--in S2L2A,coords"),
-        (["S2L2A", "coords"], ["coords"], "coords is both --in and --out"),
-        (["S2L2A"], ["caption"], "--model base does not make it.*v01-base"),
+        (["LULC", "coords"], True, "coords is both --in and --out"),
+        (["caption"], False, "--model base cannot make caption.*it makes coords.*v01-base makes captions"),
     ],
 )
-def test_sequences_that_cannot_be_are_refused(inputs: list[str], outputs: list[str], message: str) -> None:
+def test_sequences_that_cannot_be_made_are_refused(outputs: list[str], told: bool, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        check(inputs, outputs, MODELS["base"].sequences, "base")
+        check(outputs, told, MODELS["base"].sequences, "base")
+
+
+def test_places_are_told_by_name() -> None:
+    assert told_places(["S2L2A", "coords"]) == (["S2L2A"], True)
+    assert told_places(["Coords"]) == ([], True)
+    assert told_places(["S2L2A=a.tif"]) == (["S2L2A=a.tif"], False)
+    for name in ("caption", "Caption=words.txt"):
+        with pytest.raises(UsageError, match="cannot generate from text alone"):
+            told_places([name])
+    with pytest.raises(UsageError, match="taken from the raster itself"):
+        told_places(["coords=places.csv"])
 
 
 def test_facts_equal_terratorchs() -> None:

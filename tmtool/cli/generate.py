@@ -51,7 +51,9 @@ def generate(
 ) -> None:
     """Generate modalities from a raster: radar, land cover, elevation, ... as georeferenced COGs.
 
-    Writes `{stem}_{MODALITY}.tif` for each of --out and prints their paths.
+    Writes `{stem}_{MODALITY}.tif` for each of --out and prints their paths. Of --out coords (the places that the model takes
+    tiles for) and --out caption (texts; --model v01-base) `{stem}_coords.geojson`, with a feature a tile. --in coords tells
+    the model where tiles lie.
 
     Example: tmtool generate Santiago.tif --out S1GRD,LULC
 
@@ -61,15 +63,18 @@ def generate(
         from tmtool.cli.inputs import Listing, scenes
         from tmtool.cli.scenes import Manners, run_scenes
         from tmtool.job import Job
-        from tmtool.modality import find
         from tmtool.models import Sampling
+        from tmtool.models.text import told_places
         from tmtool.plan import Tiling
         from tmtool.tasks import Generate
+        from tmtool.tasks.generate import output_named
 
+        rasters, told = told_places(in_ or ())
         job = Job(
             task=Generate(
-                tuple(find(name, output=True).name for name in o.split(out)),
+                tuple(output_named(name) for name in o.split(out)),
                 Sampling(top_p, top_k, temperature, decoding_steps, timesteps, clip_sigma),
+                told,
             ),
             model=model,
             weights=weights,
@@ -88,6 +93,6 @@ def generate(
         listing = Listing(inputs, recursive, pattern, files_from, null, shard)
         run_scenes(
             job,
-            scenes(listing, output_dir, in_ or ()),
+            scenes(listing, output_dir, rasters),
             Manners(dry_run, json_, quiet, stale, fail_fast, retries, report, cluster),
         )

@@ -26,13 +26,13 @@ def info(
         from tmtool.cli.describe import describe_scenes
         from tmtool.cli.inputs import Listing, scenes
         from tmtool.job import Job
-        from tmtool.modality import find
         from tmtool.models import Sampling
         from tmtool.plan import Tiling
         from tmtool.tasks import Generate
+        from tmtool.tasks.generate import output_named
 
         job = Job(
-            task=Generate(tuple(find(name, output=True).name for name in o.split(out)), Sampling(timesteps=timesteps)),
+            task=Generate(tuple(output_named(name) for name in o.split(out)), Sampling(timesteps=timesteps)),
             model=model,
             s2_offset=s2_offset,
             tiling=Tiling(crop, stride, delta),

@@ -165,14 +165,15 @@ def _spec(model: str, task: str, in_: str, out: str, coords: bool) -> "ModelSpec
     from tmtool.errors import UsageError
     from tmtool.modality import find
     from tmtool.tasks import TASKS
+    from tmtool.tasks.generate import output_named
 
     if task not in TASKS:
         raise UsageError(f"--for {task}: choose from {', '.join(TASKS)}.")
     entry, chosen = models.find(model), TASKS[task]
     inputs = tuple(find(name, output=chosen.one_input).name for name in o.split(in_))
-    asked = chosen.for_files(tuple(find(name, output=True).name for name in o.split(out)), coords)
+    asked = chosen.for_files(tuple(output_named(name) for name in o.split(out)), coords)
     request = asked.request(inputs)
-    for names, choices in ((inputs, asked.offered(entry)), (request.outputs, entry.outputs)):
+    for names, choices in ((inputs, asked.offered(entry)), (request.outputs, (*entry.outputs, *entry.sequences))):
         if unknown := set(names) - set(choices):
             raise UsageError(f"{model} does not have {', '.join(sorted(unknown))}; it has {', '.join(choices)}.")
     return models.ModelSpec(model, request, inputs)

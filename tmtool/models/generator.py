@@ -150,8 +150,13 @@ class Generator(Drawer):
             seen += self.embed_lonlat(self.coords, batch.lonlat)
             tokens = self.draw(seen, cells)
         found = {m: decode(self, m, self.tokenizers[m], tokens[m], cells) for m in self.spec.request.decoded}
-        fetched = self.fetched(found | {m: tokens[m][:, :, None, None] for m in tokens if m in SEQUENCES})
-        return {m: fetched[m].astype(np.uint16) if m in SEQUENCES else fetched[m] for m in self.spec.outputs}
+        said = {m: self._said(m, tokens[m]) for m in self.vocabularies}
+        return self.fetched(found) | said
+
+    def _said(self, name: str, tokens: Tensor) -> NDArray[Any]:
+        """Return what a sequence's tokens `(B, length)` say."""
+        values = [self.vocabularies[name].said(name, ids) for ids in tokens.tolist()]
+        return np.stack(values)[:, :, None, None]
 
 
 def decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells: CellGrid) -> Tensor:

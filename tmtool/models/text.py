@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from tmtool.errors import UsageError, WeightsError
@@ -40,20 +39,30 @@ SEQUENCES: dict[str, SequenceModality] = {
 }
 
 
-def check(inputs: Sequence[str], outputs: Sequence[str], offered: Sequence[str], model: str) -> None:
-    """Raise `UsageError` for sequences that `model`, which makes those `offered`, cannot take or make."""
-    if "caption" in inputs:
-        raise UsageError(
-            "--in caption: text is no input here. TerraTorch has no generation from text alone (it raises "
-            "NotImplementedError), and a raster carries no text. Give a raster modality; --out caption makes texts."
-        )
-    if set(inputs) == {"coords"}:
-        raise UsageError("--in coords: a place alone is no input. Give a raster modality beside it: --in S2L2A,coords.")
-    if both := [m for m in SEQUENCES if m in inputs and m in outputs]:
-        raise UsageError(f"{both[0]} is both --in and --out: it would be told what it is asked for. Leave out one.")
+def check(outputs: Sequence[str], told: bool, offered: Sequence[str], model: str) -> None:
+    """Raise `UsageError` for sequences that `model`, which makes those `offered`, cannot make.
+
+    `told` says whether it is told where tiles lie.
+    """
+    if told and "coords" in outputs:
+        raise UsageError("coords is both --in and --out: the model would be told what it is asked for. Leave out one.")
     if absent := [m for m in outputs if m in SEQUENCES and m not in offered]:
-        cure = " Captions are made by --model v01-base." if absent[0] == "caption" else ""
-        raise UsageError(f"--out {absent[0]}: --model {model} does not make it.{cure}")
+        makes = f"of what is no raster it makes {', '.join(offered) or 'nothing'}"
+        cure = "; --model v01-base makes captions" if absent[0] == "caption" else ""
+        raise UsageError(f"--out: --model {model} cannot make {absent[0]}; {makes}{cure}.")
+
+
+def told_places(names: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the rasters among what `--in` names, and whether coordinates are. Raises `UsageError` for captions."""
+    if any(name.strip().lower().partition("=")[0] == "caption" for name in names):
+        raise UsageError(
+            "--in caption: text is no input. TerraTorch cannot generate from text alone (it raises NotImplementedError), and a "
+            "raster carries none. Give a raster; --out caption makes texts."
+        )
+    if any(name.strip().lower().startswith("coords=") for name in names):
+        raise UsageError("--in coords takes no file: a tile's place is taken from the raster itself.")
+    rasters = [name for name in names if name.strip().lower() != "coords"]
+    return rasters, len(rasters) < len(names)
 
 
 class Vocabulary:
