@@ -1,12 +1,15 @@
 """Places and captions, drawn token by token, against terratorch's own generation at small width."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
 import pytest
+import rasterio
 import torch
 
 from tests import narrow, narrow_v01
@@ -294,3 +297,60 @@ def test_lengths_equal_terratorchs(name: str) -> None:
     from tmtool.models.architecture import modality_info
 
     assert SEQUENCES[name].length == modality_info.MODALITY_INFO[name]["max_tokens"]
+
+
+def test_from_the_command_line_to_geojson(narrow_v01_base: Path, tmtool: Any, make_raster: Any, tmp_path: Path) -> None:
+    """The way of a raster with a hole as large as a tile, on several tiles, begun anew and not."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(1, 3000, (12, 400, 300)).astype(np.int16)
+    pixels[:, :192, :128] = 0
+    raster = make_raster(pixels, nodata=0)
+    run = ("generate", raster, "--out", "coords,caption", "--model", "v01-base", "--weights", narrow_v01_base)
+    tiling = ("--crop", 128, "--stride", 96, "--delta", 16)
+    result = tmtool(*run, *tiling, "-o", tmp_path / "a")
+    assert result.exit_code == 0, result.stderr
+    names = [Path(line).name for line in result.stdout.split()]
+    assert names == [f"{raster.stem}_coords.geojson", f"{raster.stem}_caption.geojson"]
+    places, texts = (geopandas.read_file(tmp_path / "a" / name) for name in names)
+    assert len(places) == len(texts) == 4 * 3 - 2
+    assert (0, 0) not in set(zip(places["row"], places["col"], strict=True))
+    assert (places["distance_km"].isna() == places["lon"].isna()).all()
+    assert texts["text"].str.len().max() > 20
+    again = tmtool(*run, *tiling, "-o", tmp_path / "b", "--batch-size", 3)
+    assert again.exit_code == 0, again.stderr
+    for name in names:
+        here, there = (json.loads((tmp_path / folder / name).read_text())["features"] for folder in "ab")
+        assert here == there
+    kept = tmtool(*run, *tiling, "-o", tmp_path / "a")
+    assert kept.exit_code == 0
+    assert "coords" in kept.stderr or "skip" in kept.stderr.lower() or "exist" in kept.stderr.lower()
+
+
+def test_refused_before_weights_load(tmtool: Any, make_raster: Any, tmp_path: Path) -> None:
+    raster = make_raster(np.ones((12, 64, 64), np.int16))
+    for args, message in (
+        (("--out", "caption"), "--model base cannot make caption"),
+        (("--out", "coords", "--in", "coords"), "coords is both --in and --out"),
+        (("--out", "LULC", "--in", "caption"), "cannot generate from text alone"),
+        (("--out", "NDVI", "--model", "v01-base"), "--model v01-base cannot make NDVI"),
+        (("--out", "coords", "--model", "demo"), "--model demo cannot make coords"),
+        (("--out", "LULC", "--in", "coords", "--model", "demo"), "takes no coordinates"),
+    ):
+        result = tmtool("generate", raster, *args, "-o", tmp_path)
+        assert result.exit_code == 2
+        assert message in " ".join(result.stderr.split()), result.stderr
+
+
+def test_places_told_change_what_is_generated(
+    narrow_terramind: Path, tmtool: Any, make_raster: Any, tmp_path: Path
+) -> None:
+    raster = make_raster(np.random.default_rng(0).integers(1, 3000, (12, 64, 64)).astype(np.int16))
+    run = ("generate", raster, "--out", "LULC", "--model", "tiny", "--weights", narrow_terramind, "--temperature", 0)
+    found = []
+    for more in ((), ("--in", "coords"), ("--in", "S2L2A", "--in", "coords")):
+        result = tmtool(*run, *more, "-o", tmp_path, "--overwrite")
+        assert result.exit_code == 0, result.stderr
+        with rasterio.open(result.stdout.strip()) as src:
+            found.append(src.read())
+    assert (found[0] != found[1]).any()
+    np.testing.assert_array_equal(found[1], found[2])

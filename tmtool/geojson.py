@@ -158,14 +158,26 @@ def geometry(ring: NDArray[np.float64]) -> dict[str, Any] | None:
         return None
     lon, lat = np.unwrap(ring[:, 0], period=360), ring[:, 1]
     if abs(lon[-1] - lon[0]) > 180:
-        pole = np.copysign(90.0, lat.mean())
-        lon, lat = np.append(lon, [lon[-1], lon[0], lon[0]]), np.append(lat, [pole, pole, lat[0]])
+        return _round_a_pole(lon, lat)
     lon = lon - 360 * np.floor((lon.min() + 180) / 360)
     points = list(zip(lon.tolist(), lat.tolist(), strict=True))
     if max(x for x, _ in points) <= 180:
         return {"type": "Polygon", "coordinates": [_ring(points, 0)]}
     parts = [_ring(_clipped(points, 1), 0), _ring(_clipped(points, -1), 360)]
     return {"type": "MultiPolygon", "coordinates": [[part] for part in parts]}
+
+
+def _round_a_pole(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> dict[str, Any]:
+    """Return the polygon from antimeridian to antimeridian between an outline, whose longitudes go on, and the pole."""
+    if lon[-1] < lon[0]:
+        lon, lat = lon[::-1], lat[::-1]
+    lon, lat = np.append(lon, lon[1:] + 360), np.append(lat, lat[1:])  # round it twice
+    start = 180 + 360 * np.ceil((lon[0] - 180) / 360)
+    inside = (lon > start) & (lon < start + 360)
+    end, pole = float(np.interp(start, lon, lat)), float(np.copysign(90, lat.mean()))
+    points = list(zip((lon[inside] - start - 180).tolist(), lat[inside].tolist(), strict=True))
+    ends = [(180.0, end), (180.0, pole), (-180.0, pole), (-180.0, end)]
+    return {"type": "Polygon", "coordinates": [_ring([(-180.0, end), *points, *ends], 0)]}
 
 
 def _clipped(points: list[Place], side: int) -> list[Place]:

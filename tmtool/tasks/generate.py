@@ -44,6 +44,8 @@ class Generate(Task):
     def check(self, model: str, entry: ModelEntry) -> None:
         """Raise `UsageError` for outputs that the model does not make, or sampling that cannot work."""
         check(self.outputs, self.coords, entry.sequences, model)
+        if self.coords and not entry.coords:
+            raise UsageError(f"--in coords: --model {model} takes no coordinates.")
         check_outputs([m for m in self.outputs if m not in SEQUENCES], "--out", model, entry)
         if not self.outputs:
             raise UsageError("--out names no modality.")

@@ -15,6 +15,10 @@ from tmtool.models.registry import register
 from tmtool.models.weights import WeightFile, coords_file
 
 _ORGANISATION = "FAST-EO"
+_ACCESS = (
+    "TerraMind 0.1 is not public. Ask FAST-EO for access (https://huggingface.co/FAST-EO), and set HF_TOKEN to a token of "
+    "the account that has it."
+)
 _TOKENIZER_MB = {"S2L2A": 1157, "S1GRD": 1146, "DEM": 1145, "LULC": 736}
 
 DYNAMIC_WORLD_CLASSES = (
@@ -55,18 +59,20 @@ V01_MODALITIES: Mapping[str, Modality] = {
 
 def core_file() -> WeightFile:
     """Return the file of the encoder-decoder."""
-    return WeightFile(f"{_ORGANISATION}/TerraMind-0.1-base", "TerraMind_v01_base.pt", 1331)
+    return WeightFile(
+        f"{_ORGANISATION}/TerraMind-0.1-base", "TerraMind_v01_base.pt", 1331, "encoder_embeddings.", _ACCESS
+    )
 
 
 def tokenizer_file(modality: str) -> WeightFile:
     """Return the file of a modality's tokenizer."""
     name = f"{_ORGANISATION}/TerraMind-v0.1-Tokenizer-{modality}"
-    return WeightFile(name, f"TerraMind_v01_Tokenizer_{modality}.pt", _TOKENIZER_MB[modality])
+    return WeightFile(name, f"TerraMind_v01_Tokenizer_{modality}.pt", _TOKENIZER_MB[modality], "quant_proj.", _ACCESS)
 
 
 def caption_file() -> WeightFile:
     """Return the file of the vocabulary of captions."""
-    return WeightFile(f"{_ORGANISATION}/TerraMind-v0.1-Tokenizer-Text", "config.json", 1)
+    return WeightFile(f"{_ORGANISATION}/TerraMind-v0.1-Tokenizer-Text", "config.json", 1, access=_ACCESS)
 
 
 @dataclass(frozen=True)
