@@ -20,7 +20,7 @@ from tmtool.grid import Grid
 from tmtool.sayings import TEXT_BYTES, place_of, place_values, text_of, text_values
 from tmtool.writer import Layout
 
-UTM = Grid(CRS.from_epsg(32719), TRANSFORM @ Affine.scale(192), (4, 5))
+UTM = Grid(CRS.from_epsg(32719), TRANSFORM * Affine.scale(192), (4, 5))
 ROTATED = Grid(CRS.from_epsg(32719), Affine(1900.7, 200.1, 400_000.1, 200.3, -1900.6, 6_000_000.3), (3, 2))
 SOUTH_UP = Grid(CRS.from_epsg(32733), Affine(1920, 0, 500_000, 0, 1920, 7_000_000), (2, 2))
 DEGREES = Grid(CRS.from_epsg(4326), Affine(0.02, 0, 11, 0, -0.02, 48), (2, 3))
@@ -53,7 +53,7 @@ def written(path: Path, grid: Grid, said: str, container: str) -> Path:
 def cells(grid: Grid) -> list[Any]:
     """Return the tiles' outlines in the raster's CRS, row by row."""
     corners = [(0, 0), (0, 1), (1, 1), (1, 0)]
-    return [shapely.Polygon([grid.transform @ (c + x, r + y) for y, x in corners]) for r, c in np.ndindex(*grid.shape)]
+    return [shapely.Polygon([grid.transform * (c + x, r + y) for y, x in corners]) for r, c in np.ndindex(*grid.shape)]
 
 
 @pytest.mark.parametrize("container", ["geojson", "geoparquet"])

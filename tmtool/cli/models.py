@@ -52,14 +52,15 @@ def list_(json_: o.Json = False) -> None:
 
         rows: list[dict[str, Any]] = []
         for name, entry in MODELS.items():
-            files = entry.files(ModelSpec(name, Generation(entry.outputs), entry.inputs))
+            outputs = (*entry.outputs, *entry.sequences)
+            files = entry.files(ModelSpec(name, Generation(outputs), entry.inputs))
             places = {file: find_locally(file) for file in files}
             rows.append(
                 {
                     "model": name,
                     "title": entry.title,
                     "inputs": list(entry.inputs),
-                    "outputs": list(entry.outputs),
+                    "outputs": list(outputs),
                     "licence": entry.licence,
                     "files": [_file_facts(file, str(path) if path else None) for file, path in places.items()],
                 }
