@@ -103,17 +103,17 @@ def write_weights(folder: Path) -> None:
     torch.manual_seed(5)
     outputs = [m for m in OUTPUTS if m != "LULC"] + ["LULC"]
     model = generation_model(modalities=list(INPUTS), output_modalities=outputs)
-    core = _randomised(model.sampler.model)
+    core = randomised(model.sampler.model)
     for modality in OUTPUTS:
         tokenizer = model.tokenizer[MODALITIES[modality].token_key]
-        torch.save(_randomised(tokenizer), folder / tokenizer_file(modality).filename)
-    with_coords = _randomised(backbone(modalities=["S2L2A", "coords"], pretrained=False))
-    core |= {key: value for key, value in with_coords.items() if key.startswith("encoder_embeddings.coords")}
+        torch.save(randomised(tokenizer), folder / tokenizer_file(modality).filename)
+    with_coords = generation_model(modalities=["S2L2A"], output_modalities=["coords", "LULC"]).sampler.model
+    core |= {key: value for key, value in talkative(with_coords).items() if "_embeddings.coords." in key}
     torch.save(core, folder / core_file("tiny").filename)
-    (folder / coords_file().filename).write_text(_coords_vocabulary())
+    (folder / coords_file().filename).write_text(vocabulary(PLACES))
 
 
-def _randomised(module: Any) -> dict[str, torch.Tensor]:
+def randomised(module: Any) -> dict[str, torch.Tensor]:
     """Lively weights: a random init leaves zero convolutions and tiny logits."""
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -126,10 +126,26 @@ def _randomised(module: Any) -> dict[str, torch.Tensor]:
     return {k: v.clone() for k, v in module.state_dict().items()}
 
 
-def _coords_vocabulary() -> str:
-    """Return a tokenizer of words such as lat=48.25, in the format of the `tokenizers` package."""
-    words = ["[UNK]", "[EOS]"]
-    words += [f"{axis}={v / 4:.2f}" for axis, most in (("lat", 360), ("lon", 720)) for v in range(-most, most + 1)]
+def talkative(core: Any) -> dict[str, torch.Tensor]:
+    """Lively weights of an encoder-decoder, whose sequences are of words that the small vocabularies have."""
+    state = randomised(core)
+    for name, words in (("coords", len(PLACES)), ("caption", len(WORDS))):
+        if (key := f"decoder_embeddings.{name}.token_emb.weight") in state:
+            state[key][words:] = 0
+            state[f"decoder_embeddings.{name}.to_logits.weight"] = state[key]
+    return state
+
+
+SPECIAL = ["[PAD]", "[UNK]", "[SOS]", "[EOS]", "[S_0]", "[S_1]", "[S_2]"]
+PLACES = SPECIAL + [
+    f"{axis}={v / 4:.2f}" for axis, most in (("lat", 360), ("lon", 720)) for v in range(-most, most + 1)
+]
+_PROSE = "a an aerial view of the fields forests and water with snow . clouds ! over desert"
+WORDS = [*SPECIAL, "[S_3]", *_PROSE.split()]
+
+
+def vocabulary(words: list[str]) -> str:
+    """Return a tokenizer of words in the format of the `tokenizers` package."""
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     return tokenizer.to_str()
@@ -168,7 +184,11 @@ def reference(inputs: list[str], outputs: list[str], folder: Path, **kwargs: Any
     model = generation_model(modalities=inputs, output_modalities=outputs, standardize=True, **kwargs)
     state = torch.load(folder / core_file("tiny").filename, weights_only=True)
     model.load_state_dict(register.checkpoint_filter_fn_generate(state, model), strict=True)
-    for key, tokenizer in model.tokenizer.items():
+    for key, tokenizer in dict(model.tokenizer).items():
+        if key == "coords":
+            file = str(folder / coords_file().filename)
+            model.tokenizer[key] = register.tokenizer_dict["v1"]["coords"](tokenizer_file=file)
+            continue
         name = next(m.name for m in MODALITIES.values() if m.token_key == key)
         tokenizer.load_state_dict(torch.load(folder / tokenizer_file(name).filename, weights_only=True), strict=True)
     return model.eval()

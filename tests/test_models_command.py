@@ -109,6 +109,17 @@ def test_what_the_hub_refuses_is_said(command: Any, hub: Hub, status: int, messa
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_closed_repositories_are_said_to_be(command: Any, hub: Hub, status: int) -> None:
+    hub.status["FAST-EO/TerraMind-0.1-base/TerraMind_v01_base.pt"] = status
+    done = command("models", "fetch", "v01-base", "--out", "caption")
+    assert done.returncode == 2
+    assert "FAST-EO/TerraMind-0.1-base/TerraMind_v01_base.pt" in done.stderr
+    assert "Ask FAST-EO for access" in done.stderr
+    assert "HF_TOKEN" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_html_in_place_of_a_file_is_refused(command: Any, hub: Hub, make_raster: Any, tmp_path: Path) -> None:
     page = tmp_path / "page"
     page.write_text("<!DOCTYPE html><html><body>Sign in to the network</body></html>")

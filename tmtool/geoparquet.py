@@ -132,7 +132,7 @@ def _cells(
     bbox = schema.field("bbox").type
     embedding = schema.field("embedding").type
     columns = [
-        _binary(_polygons(xy)),
+        binary(polygons(xy)),
         pa.StructArray.from_arrays([pa.array(box[:, i]) for i in range(4)], fields=list(bbox)),
         pa.array(rows.astype(np.int32)),
         pa.array(cols.astype(np.int32)),
@@ -155,14 +155,15 @@ def rings(transform: Affine, rows: NDArray[np.int64], cols: NDArray[np.int64]) -
     return np.stack([col * a + row * b + c, col * d + row * e + f], axis=-1)
 
 
-def _polygons(xy: NDArray[np.float64]) -> NDArray[Any]:
+def polygons(xy: NDArray[np.float64]) -> NDArray[Any]:
+    """Return closed outlines `(n, 5, 2)` as polygons in WKB."""
     polygons = np.empty(len(xy), _POLYGON)
     polygons["order"], polygons["type"], polygons["rings"], polygons["points"] = 1, 3, 1, 5
     polygons["xy"] = xy
     return polygons
 
 
-def _binary(records: NDArray[Any]) -> Any:
+def binary(records: NDArray[Any]) -> Any:
     """Return records of one size as an Arrow array of bytes, without a copy."""
     import pyarrow as pa
 
@@ -171,9 +172,15 @@ def _binary(records: NDArray[Any]) -> Any:
 
 
 def _metadata(work: Work, bounds: NDArray[np.float64]) -> dict[str, str]:
+    scales = {"scales": json.dumps(work.scales.tolist())} if _scaled(work) else {}
+    names = {"band_names": json.dumps(work.layout.bands)}
+    return dict(work.tags) | names | scales | {"geo": json.dumps(geo(work.grid.crs, bounds))}
+
+
+def geo(crs: Any, bounds: NDArray[np.float64]) -> dict[str, Any]:
+    """Return what a file's `geo` metadata say of the columns `geometry` and `bbox`; `bounds` is (xmin, ymin, xmax, ymax)."""
     import pyproj
 
-    crs = work.grid.crs
     column: dict[str, Any] = {
         "encoding": "WKB",
         "geometry_types": ["Polygon"],
@@ -184,10 +191,7 @@ def _metadata(work: Work, bounds: NDArray[np.float64]) -> dict[str, str]:
     }
     if np.isfinite(bounds).all():
         column["bbox"] = bounds.tolist()
-    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-    scales = {"scales": json.dumps(work.scales.tolist())} if _scaled(work) else {}
-    names = {"band_names": json.dumps(work.layout.bands)}
-    return dict(work.tags) | names | scales | {"geo": json.dumps(geo)}
+    return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
 
 
 def _scaled(work: Work) -> bool:

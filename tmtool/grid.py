@@ -70,7 +70,8 @@ class OutputSpec:
     """How one model output is stitched: `blend` averages with weights, `own` takes the nearest tile's value.
 
     `scale` is source px per product px (16 on the patch grid), `channels` what the model gives for each of them.
-    `pool` "tile" takes the mean of each tile's kept part instead of stitching, "scene" the mean of all stitched cells.
+    `pool` "tile" takes the mean of each tile's kept part instead of stitching, or with `own` the one value that the model gives
+    for a tile; "scene" takes the mean of all stitched cells.
     """
 
     name: str

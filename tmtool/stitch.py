@@ -60,12 +60,17 @@ class Stitcher:
         return np.asarray(valid.reshape(h // s, s, w // s, s).any(axis=(1, 3)), np.bool_)
 
     def _tile_mean(self, values: NDArray[Any] | None, cells: BoolArray) -> tuple[NDArray[Any] | None, BoolArray]:
-        """Return the mean of a tile's valid cells within its margin, `(C, 1, 1)`, and whether it has any, `(1, 1)`."""
+        """Return the mean of a tile's valid cells within its margin, `(C, 1, 1)`, and whether it has any, `(1, 1)`.
+
+        What is "own" is of that shape already.
+        """
         edge = self._delta // self.spec.scale
         kept = (slice(edge, cells.shape[0] - edge), slice(edge, cells.shape[1] - edge))
         some = cells[kept].any().reshape(1, 1)
         if values is None or not some:
             return None, some
+        if self.spec.stitch == "own":
+            return values, some
         return values[:, *kept][:, cells[kept]].mean(axis=1, dtype=np.float64)[:, None, None], some
 
     def _accumulate(self, place: Placement, values: NDArray[Any] | None, valid: BoolArray) -> None:

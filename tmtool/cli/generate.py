@@ -22,7 +22,9 @@ def generate(
 ) -> None:
     """Generate modalities from a raster: radar, land cover, elevation, ... as georeferenced COGs.
 
-    Writes `{stem}_{MODALITY}.tif` for each of --out and prints their paths.
+    Writes `{stem}_{MODALITY}.tif` for each of --out and prints their paths. Of --out coords (the places that the model takes
+    tiles for) and --out caption (texts; --model v01-base) `{stem}_coords.geojson`, with a feature a tile. --in coords tells
+    the model where tiles lie.
 
     Example: tmtool generate Santiago.tif --out S1GRD,LULC
 
@@ -30,9 +32,13 @@ def generate(
     """
     with command(log):
         from tmtool.cli.scenes import run_command
+        from tmtool.models.text import told_places
         from tmtool.tasks import Generate
+        from tmtool.tasks.generate import output_named
 
         drawn = (drawing.top_p, drawing.top_k, drawing.temperature, decoding_steps)
-        task = Generate(o.modalities(out), Sampling(*drawn, decoding.timesteps, decoding.clip_sigma))
+        sampling = Sampling(*drawn, decoding.timesteps, decoding.clip_sigma)
+        rasters, told = told_places(in_ or ())
+        task = Generate(tuple(output_named(name) for name in o.split(out)), sampling, told)
         job = o.job_of(task, listing, output, model, tiles, drawing.seed)
-        run_command(job, listing, output, o.policy_of(run, output, model), in_, as_json=run.json_, quiet=log.quiet)
+        run_command(job, listing, output, o.policy_of(run, output, model), rasters, as_json=run.json_, quiet=log.quiet)

@@ -27,8 +27,9 @@ def info(
         from tmtool.batch import Listing, list_scenes
         from tmtool.cli.describe import describe_scenes
         from tmtool.tasks import Generate
+        from tmtool.tasks.generate import output_named
 
-        task = Generate(o.modalities(out), Sampling(timesteps=timesteps))
+        task = Generate(tuple(output_named(name) for name in o.split(out)), Sampling(timesteps=timesteps))
         listing, model_options = o.ListingOptions(s2_offset=s2_offset), o.ModelOptions(model=model)
         job = o.job_of(task, listing, o.OutputOptions(), model_options, tiles)
         describe_scenes(job, list_scenes(Listing(inputs), Path(), [in_] if in_ else []), as_json=json_)

@@ -52,14 +52,15 @@ def list_(json_: o.Json = False) -> None:
 
         rows: list[dict[str, Any]] = []
         for name, entry in MODELS.items():
-            files = entry.files(ModelSpec(name, Generation(entry.outputs), entry.inputs))
+            outputs = (*entry.outputs, *entry.sequences)
+            files = entry.files(ModelSpec(name, Generation(outputs), entry.inputs))
             places = {file: find_locally(file) for file in files}
             rows.append(
                 {
                     "model": name,
                     "title": entry.title,
                     "inputs": list(entry.inputs),
-                    "outputs": list(entry.outputs),
+                    "outputs": list(outputs),
                     "licence": entry.licence,
                     "files": [_file_facts(file, str(path) if path else None) for file, path in places.items()],
                 }
@@ -165,14 +166,15 @@ def _spec(model: str, task: str, in_: str, out: str, coords: bool) -> "ModelSpec
     from tmtool.errors import UsageError
     from tmtool.modality import find
     from tmtool.tasks import TASKS
+    from tmtool.tasks.generate import output_named
 
     if task not in TASKS:
         raise UsageError(f"--for {task}: choose from {', '.join(TASKS)}.")
     entry, chosen = models.find(model), TASKS[task]
     inputs = tuple(find(name, output=chosen.one_input).name for name in o.split(in_))
-    asked = chosen.for_files(tuple(find(name, output=True).name for name in o.split(out)), coords)
+    asked = chosen.for_files(tuple(output_named(name) for name in o.split(out)), coords)
     request = asked.request(inputs)
-    for names, choices in ((inputs, asked.offered(entry)), (request.outputs, entry.outputs)):
+    for names, choices in ((inputs, asked.offered(entry)), (request.outputs, (*entry.outputs, *entry.sequences))):
         if unknown := set(names) - set(choices):
             raise UsageError(f"{model} does not have {', '.join(sorted(unknown))}; it has {', '.join(choices)}.")
     return models.ModelSpec(model, request, inputs)

@@ -74,7 +74,8 @@ Out = Annotated[
         "--out",
         metavar="MOD,...",
         rich_help_panel=_IO,
-        help=f"Modalities to generate, in order; each conditions the next. Of {', '.join(OUTPUTS)}.",
+        help=f"Modalities to generate, in order; each conditions the next. Of {', '.join(OUTPUTS)}; also coords and caption, "
+        "which are said of each tile.",
     ),
 ]
 In = Annotated[

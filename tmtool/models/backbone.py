@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tmtool.grid import TileBatch
-from tmtool.modality import MODALITIES
 from tmtool.models import Embedding, ModelSpec
 from tmtool.models.generator import Drawer
 from tmtool.models.inputs import CellGrid, Embeddings, InputEmbedding
@@ -43,32 +42,28 @@ class Embedder(InputEmbedding):
         size = next(iter(batch.pixels.values())).shape[-1]
         with self.autocast():
             images = {m: self.embed_input(m, values) for m, values in batch.pixels.items()}
-            others = [self._coordinates(batch)] if self.coords is not None else []
+            others = self.embed_lonlat(self.coords, batch.lonlat)
             imagined = self._imagine([*images.values(), *others], batch, size)
             layers = self._encode([*images.values(), *others, *imagined])
         side = size // self.entry.patch
         outputs = {}
         for product in self.wanted:
-            counts = [x.shape[1] for x, _ in (*images.values(), *others, *imagined)]
+            counts = [part.x.shape[1] for part in (*images.values(), *others, *imagined)]
             parts = list(torch.split(layers[product.layer].float(), counts, dim=1))
             del parts[len(images) : len(images) + len(others)]  # only what lies on the patch grid is merged
             merged = parts[self.spec.inputs.index(product.modality)] if product.modality else self._merge(parts)
             outputs[product.name] = torch.unflatten(merged.transpose(1, 2), 2, (side, side))
         return self.fetched(outputs)
 
-    def _coordinates(self, batch: TileBatch) -> Embeddings:
-        tokens = self.coords.encode(torch.from_numpy(batch.lonlat))["tensor"]
-        return self.embed_tokens("coords", tokens.to(self.device, non_blocking=True))
-
     def _imagine(self, seen: list[Embeddings], batch: TileBatch, size: int) -> list[Embeddings]:
         if self.drawer is None:
             return []
         drawn = self.drawer.draw(seen, CellGrid.of(batch, size, self.noise_device))
-        return [self.embed_tokens(MODALITIES[m].token_key, tokens.flatten(1)) for m, tokens in drawn.items()]
+        return [self.embed_tokens(self.spec.modality(m).token_key, tokens.flatten(1)) for m, tokens in drawn.items()]
 
     def _encode(self, parts: list[Embeddings]) -> dict[int, Tensor]:
         """Return the layers asked for, `(B, N, D)`; the last one is normed."""
-        x = torch.cat([x + code for x, code in parts], dim=1)
+        x = torch.cat([part.x + part.code for part in parts], dim=1)
         wanted = {product.layer for product in self.wanted}
         layers = {}
         for i, block in enumerate(self.blocks[: max(wanted) + 1]):

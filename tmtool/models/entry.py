@@ -42,9 +42,16 @@ class ModelSpec:
     """Where the weights lie; None for random ones."""
     bands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @property
+    def modalities(self) -> Mapping[str, Modality]:
+        """What the model takes its modalities for."""
+        from tmtool.models.registry import find  # which imports this module
+
+        return find(self.name).modalities
+
     def modality(self, name: str) -> Modality:
         """Return an input or output with the bands that are used of it."""
-        modality = MODALITIES[name]
+        modality = self.modalities[name]
         return modality.subset(self.bands[name]) if name in self.bands else modality
 
     @property
@@ -55,7 +62,7 @@ class ModelSpec:
     @property
     def tokenised(self) -> tuple[str, ...]:
         """Inputs that the model takes as tokens only."""
-        return tuple(m for m in self.inputs if MODALITIES[m].raw_key is None)
+        return tuple(m for m in self.inputs if self.modalities[m].raw_key is None)
 
     @property
     def encoded(self) -> tuple[str, ...]:
@@ -103,9 +110,13 @@ class ModelEntry:
     absent: Mapping[str, str] = field(default_factory=dict)
     """Why an output that other models make is not offered."""
     licence: str = "Apache-2.0"
+    sequences: tuple[str, ...] = ()
+    """Outputs of one sequence of tokens a tile."""
 
     statistics: ClassVar[Mapping[str, Mapping[str, tuple[float, float]]]] = {}
     """Mean and standard deviation of what it was trained on, by modality and band."""
+    modalities: ClassVar[Mapping[str, Modality]] = MODALITIES
+    """What it takes its modalities for: their keys and classes."""
 
     def moments(self, modality: Modality) -> Moments:
         """Return the mean and standard deviation of each band of a modality; 0 and 1 of what is not standardised."""

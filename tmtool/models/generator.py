@@ -13,28 +13,63 @@ from torch import Tensor, nn
 
 from tmtool import noise
 from tmtool.grid import TileBatch
-from tmtool.modality import MODALITIES, Modality
+from tmtool.modality import Modality
 from tmtool.models import ModelSpec, Sampling
 from tmtool.models.inputs import Base, CellGrid, Embeddings, InputEmbedding, Tokenizer
 from tmtool.models.sampling import ddim, draw_tokens, linear_schedule
+from tmtool.models.sequences import chooser, draw_sequence, packed
+from tmtool.models.text import SEQUENCES, START, Vocabulary
 
 
 class Drawer(InputEmbedding):
-    """Draws the tokens of outputs, each conditioned on the inputs and on the outputs before it."""
+    """Draws the tokens of outputs, each conditioned on the inputs and on the outputs before it.
 
-    def __init__(self, core: nn.Module, tokenizers: Mapping[str, nn.Module], spec: ModelSpec) -> None:
+    `vocabularies` are the words of outputs that are sequences.
+    """
+
+    def __init__(
+        self,
+        core: nn.Module,
+        tokenizers: Mapping[str, nn.Module],
+        spec: ModelSpec,
+        vocabularies: Mapping[str, Vocabulary] | None = None,
+    ) -> None:
         self.core: Any = core
+        self.vocabularies = vocabularies or {}
         super().__init__(self.core.encoder_embeddings, tokenizers, spec)
 
     def draw(self, seen: list[Embeddings], cells: CellGrid) -> dict[str, Tensor]:
-        """Return the tokens of every output, `(B, h, w)` int64. Each output but the last is added to `seen`."""
+        """Return the tokens of every output, int64: `(B, h, w)`, or `(B, length)` of a sequence.
+
+        Each output but the last is added to `seen`. A sequence among them is seen as one that begins until it is drawn,
+        as in terratorch.
+        """
         drawn: dict[str, Tensor] = {}
-        for modality in self.spec.outputs:
-            tokens = self._draw_modality(MODALITIES[modality], seen, cells)
-            drawn[modality] = tokens.reshape(cells.shape)
-            if modality != self.spec.outputs[-1]:
-                seen.append(self.embed_tokens(MODALITIES[modality].token_key, tokens))
+        earlier = self.spec.outputs[:-1]
+        begun = {m: self._embed_bodies(m, [[START]] * cells.shape[0], 1) for m in earlier if m in SEQUENCES}
+        for name in self.spec.outputs:
+            known = [*seen, *begun.values()]
+            if name in SEQUENCES:
+                drawn[name] = self._draw_sequence(name, known, cells)
+            else:
+                drawn[name] = self._draw_modality(self.spec.modality(name), known, cells).reshape(cells.shape)
+            if name in earlier:
+                begun.pop(name, None)
+                seen.append(self._embed_drawn(name, drawn[name]))
         return drawn
+
+    def _embed_drawn(self, name: str, tokens: Tensor) -> Embeddings:
+        if name not in SEQUENCES:
+            return self.embed_tokens(self.spec.modality(name).token_key, tokens.flatten(1))
+        bodies = [self.vocabularies[name].body(ids) for ids in tokens.tolist()]
+        return self._embed_bodies(name, bodies, SEQUENCES[name].length - 1)
+
+    def _embed_bodies(self, name: str, bodies: list[list[int]], length: int) -> Embeddings:
+        return self.embed_sequence(name, *packed(bodies, length, self.device))
+
+    def _draw_sequence(self, name: str, seen: list[Embeddings], cells: CellGrid) -> Tensor:
+        choose = chooser(self.spec.request.sampling, self.spec.seed, name, *cells.origins)
+        return draw_sequence(self.core, SEQUENCES[name], *self._context(seen), choose)
 
     def _draw_modality(self, modality: Modality, seen: list[Embeddings], cells: "CellGrid") -> Tensor:
         """Draw the tokens of one output, `(B, N)`: all at once, or in several steps that see what was drawn before."""
@@ -64,27 +99,64 @@ class Drawer(InputEmbedding):
     ) -> Tensor:
         """Return logits `(B, n, V)` of the cells `target` (None: all), given the inputs and the cells `known`."""
         if known is not None:
-            x, code = self.embed_tokens(modality.token_key, tokens)
-            seen = [*seen, (_take(x, known), _take(code, known))]
-        x, code = (torch.cat(parts, dim=1) for parts in zip(*seen, strict=True))
-        context = self.core.decoder_proj_context(self.core.forward_encoder(x + code, None)) + code
+            x, code, _ = self.embed_tokens(modality.token_key, tokens)
+            seen = [*seen, Embeddings(_take(x, known), _take(code, known))]
+        context, hidden = self._context(seen)
+        mask = None if hidden is None else hidden[:, None]
         head = self.core.decoder_embeddings[modality.token_key]
         query = head.forward_embed({"tensor": tokens})["emb"]
         y = self.core.mask_token + (query if target is None else _take(query, target))
-        return head.forward_logits(self.core.forward_decoder(y, context, None, None))  # type: ignore[no-any-return]
+        return head.forward_logits(self.core.forward_decoder(y, context, mask, None))  # type: ignore[no-any-return]
+
+    def _context(self, seen: list[Embeddings]) -> tuple[Tensor, Tensor | None]:
+        """Return what the decoder sees, `(B, N, D)`, and which of it is padding, `(B, N)`, or None if nothing is."""
+        x, code = (torch.cat(parts, dim=1) for parts in zip(*((part.x, part.code) for part in seen), strict=True))
+        hidden = None
+        if any(part.hidden is not None for part in seen):
+            none = [torch.zeros(part.x.shape[:2], dtype=torch.bool, device=x.device) for part in seen]
+            hidden = torch.cat(
+                [n if part.hidden is None else part.hidden for part, n in zip(seen, none, strict=True)], 1
+            )
+        encoded = self.core.forward_encoder(x + code, None if hidden is None else hidden[:, None])
+        return self.core.decoder_proj_context(encoded) + code, hidden
 
 
 class Generator(Drawer):
-    """Generates modalities from tiles: embed, draw the tokens of each output in turn, decode them."""
+    """Generates modalities from tiles: embed, draw the tokens of each output in turn, decode them.
+
+    `coords` is terratorch's tokenizer of coordinates, where places are among the inputs.
+    """
+
+    def __init__(
+        self,
+        core: nn.Module,
+        tokenizers: Mapping[str, nn.Module],
+        spec: ModelSpec,
+        coords: Any = None,
+        vocabularies: Mapping[str, Vocabulary] | None = None,
+    ) -> None:
+        super().__init__(core, tokenizers, spec, vocabularies)
+        self.coords = coords
 
     @torch.inference_mode()
-    def __call__(self, batch: TileBatch) -> dict[str, NDArray[np.float32]]:
-        """Return each output `(B, channels, S, S)` float32: values in the modality's unit, logits for LULC."""
+    def __call__(self, batch: TileBatch) -> dict[str, NDArray[Any]]:
+        """Return each output `(B, channels, S, S)` float32: values in the modality's unit, logits for LULC.
+
+        Of a sequence what it says, `(B, channels, 1, 1)` as `tmtool.sayings` has it.
+        """
         cells = CellGrid.of(batch, next(iter(batch.pixels.values())).shape[-1], self.noise_device)
         with self.autocast():
             seen = [self.embed_input(m, values) for m, values in batch.pixels.items()]
+            seen += self.embed_lonlat(self.coords, batch.lonlat)
             tokens = self.draw(seen, cells)
-        return self.fetched({m: decode(self, m, self.tokenizers[m], tokens[m], cells) for m in self.spec.outputs})
+        found = {m: decode(self, m, self.tokenizers[m], tokens[m], cells) for m in self.spec.request.decoded}
+        said = {m: self._said(m, tokens[m]) for m in self.vocabularies}
+        return self.fetched(found) | said
+
+    def _said(self, name: str, tokens: Tensor) -> NDArray[Any]:
+        """Return what a sequence's tokens `(B, length)` say."""
+        values = [self.vocabularies[name].said(name, ids) for ids in tokens.tolist()]
+        return np.stack(values)[:, :, None, None]
 
 
 def decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells: CellGrid) -> Tensor:
@@ -103,7 +175,7 @@ def decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells: 
 
 
 def _decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells: CellGrid) -> Tensor:
-    modality, sampling = MODALITIES[name], model.spec.request.sampling
+    modality, sampling = model.spec.modality(name), model.spec.request.sampling
     quant = tokenizer.quantize.indices_to_embedding(tokens).float()
     if modality.classes:
         with model.autocast():

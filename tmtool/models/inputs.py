@@ -1,7 +1,7 @@
 """What enters the transformer: pixels embedded as patches, tokens of tokenised modalities, coordinates."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,12 +11,21 @@ from torch import Tensor
 from tmtool import noise
 from tmtool.device import decoder_batch
 from tmtool.grid import TileBatch
-from tmtool.modality import MODALITIES, TOKEN_PX, Modality
+from tmtool.modality import TOKEN_PX, Modality
 from tmtool.models import ModelSpec, find
 from tmtool.models.parts import DTYPES
+from tmtool.models.text import SEQUENCES
 
-Embeddings = tuple[Tensor, Tensor]
-"""Patch or token embeddings, and their position-and-modality code; both `(B, N, D)`."""
+
+class Embeddings(NamedTuple):
+    """Patch or token embeddings `x`, and their position-and-modality `code`; both `(B, N, D)`.
+
+    `hidden` `(B, N)` says which of them are padding, where any may be.
+    """
+
+    x: Tensor
+    code: Tensor
+    hidden: Tensor | None = None
 
 
 class Tokenizer(Protocol):
@@ -45,7 +54,8 @@ class Base:
         self.device = torch.device(spec.compute.device)
         self.decoder_batch = decoder_batch(spec.compute.device)
         self.entry = find(spec.name)
-        self.moments = {m: self._moments(spec.modality(m)) for m in dict.fromkeys([*spec.inputs, *spec.outputs])}
+        used = dict.fromkeys([*spec.inputs, *(m for m in spec.outputs if m not in SEQUENCES)])
+        self.moments = {m: self._moments(spec.modality(m)) for m in used}
 
     def _moments(self, modality: Modality) -> tuple[Tensor, Tensor]:
         mean, std = (torch.tensor(v, device=self.device)[None, :, None, None] for v in self.entry.moments(modality))
@@ -64,7 +74,7 @@ class Base:
     def standardised(self, name: str, values: NDArray[np.float32]) -> Tensor:
         """Return pixels `(B, C, S, S)` in standard deviations from the pretraining mean; classes as they are."""
         x = self.sent(values)
-        if MODALITIES[name].classes:
+        if self.spec.modality(name).classes:
             return x
         mean, std = self.moments[name]
         return (x - mean) / std
@@ -104,7 +114,7 @@ class InputEmbedding(Base):
 
     def embed_input(self, name: str, values: NDArray[np.float32]) -> Embeddings:
         """Embed pixels `(B, C, S, S)` in the modality's unit."""
-        modality = MODALITIES[name]
+        modality = self.spec.modality(name)
         x = self.standardised(name, values)
         if modality.raw_key is None:
             return self.embed_tokens(modality.token_key, self.encode(self.tokenizers[name], x).flatten(1))
@@ -114,9 +124,21 @@ class InputEmbedding(Base):
         """Embed tokens `(B, N)` of the model's modality `key`."""
         return self._embedded(key, tokens)
 
+    def embed_lonlat(self, coords: Any, lonlat: NDArray[np.float64] | None) -> list[Embeddings]:
+        """Embed places `(B, 2)` of longitude and latitude, by terratorch's tokenizer `coords`; nothing without it."""
+        if coords is None:
+            return []
+        tokens = coords.encode(torch.from_numpy(lonlat))["tensor"]
+        return [self.embed_tokens("coords", tokens.to(self.device, non_blocking=True))]
+
+    def embed_sequence(self, name: str, tokens: Tensor, hidden: Tensor) -> Embeddings:
+        """Embed a sequence's tokens `(B, N)`, of which those `hidden` are padding."""
+        embedded = self.encoder_embeddings[name]({"tensor": tokens, "input_mask": hidden})
+        return Embeddings(embedded["x"], embedded["emb"], hidden)
+
     def _embedded(self, key: str | None, tensor: Tensor) -> Embeddings:
         embedded = self.encoder_embeddings[key](tensor)
-        return embedded["x"], embedded["emb"]
+        return Embeddings(embedded["x"], embedded["emb"])
 
 
 class CellGrid:
@@ -136,6 +158,11 @@ class CellGrid:
     def of(cls, batch: TileBatch, size: int, device: torch.device) -> "CellGrid":
         """Return the positions of a batch."""
         return cls(torch.from_numpy(batch.rows), torch.from_numpy(batch.cols), size, device)
+
+    @property
+    def origins(self) -> tuple[Tensor, Tensor]:
+        """First row and column of each tile in source px, `(B, 1)` int64."""
+        return self._pixel_rows[:, None], self._pixel_cols[:, None]
 
     def part(self, tiles: Tensor) -> "CellGrid":
         """Return the positions of some of the tiles, `(n,)` int64."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from tmtool.models.text import SEQUENCES
 from tmtool.settings import Sampling
 
 
@@ -39,12 +40,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Generation(Request):
-    """Pixels of `outputs`, each drawn from the inputs and the outputs before it, then decoded."""
+    """Pixels of `outputs`, each drawn from the inputs and the outputs before it, then decoded; tokens of sequences.
+
+    `coords` says whether the model is told where a tile lies.
+    """
+
+    coords: bool = False
 
     @property
     def decoded(self) -> tuple[str, ...]:
-        """All outputs."""
-        return self.outputs
+        """All outputs but sequences."""
+        return tuple(m for m in self.outputs if m not in SEQUENCES)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from tmtool.modality import MODALITIES
-from tmtool.models import Decoding, Embedding, Encoding, Generation, ModelSpec, Request, TileModel
+from tmtool.models import Decoding, Embedding, Encoding, Generation, ModelSpec, Request, TileModel, find
 from tmtool.models.architecture import terramind_register
 from tmtool.models.backbone import Embedder, select_bands
+from tmtool.models.families.terramind import TerraMind, vocabularies
 from tmtool.models.generator import Drawer, Generator
 from tmtool.models.parts import CORE, SPARE_CORE, Filler, States, no_initialisation
+from tmtool.models.text import SEQUENCES
 from tmtool.models.tokenizer import Decoder, Encoder
 from tmtool.models.weights import WeightFile, coords_file, read_checkpoint, read_state
 
@@ -31,10 +32,12 @@ class Architecture:
 
 def build(spec: ModelSpec) -> TileModel:
     """Build what `spec` needs of TerraMind, load its weights, and put it on its device."""
-    name = f"terramind_v1_{spec.name}"
+    entry = _entry(spec)
+    name = f"terramind_{entry.version}_{entry.size}"
     generation, backbone, tim = (getattr(terramind_register, name + suffix) for suffix in ("_generate", "", "_tim"))
     file_of = {part_of(file): path for file, path in (spec.files or {}).items()}
-    architecture = Architecture(generation, backbone, tim, _tokenizer)
+    make = terramind_register.tokenizer_dict[entry.version]
+    architecture = Architecture(generation, backbone, tim, lambda m: make[spec.modality(m).token_key](pretrained=False))
     return assemble(spec, architecture, lambda part: (read_state(file_of[part]), file_of[part]))
 
 
@@ -43,9 +46,10 @@ def part_of(file: WeightFile) -> str:
     return file.repo.partition("-Tokenizer-")[2] or CORE
 
 
-def _tokenizer(modality: str) -> nn.Module:
-    make = terramind_register.tokenizer_dict["v1"][MODALITIES[modality].token_key]
-    return make(pretrained=False)  # type: ignore[no-any-return]
+def _entry(spec: ModelSpec) -> TerraMind:
+    entry = find(spec.name)
+    assert isinstance(entry, TerraMind)  # whose module this is
+    return entry
 
 
 def assemble(spec: ModelSpec, architecture: Architecture, state_of: States) -> TileModel:
@@ -60,28 +64,34 @@ def assemble(spec: ModelSpec, architecture: Architecture, state_of: States) -> T
 
 
 def _generator(spec: ModelSpec, architecture: Architecture, filler: Filler) -> TileModel:
-    targets = [MODALITIES[m].token_key for m in spec.outputs]
+    targets = _targets(spec)
     # terratorch embeds all outputs but the last as inputs of the next; over several steps the last sees itself too
-    seen = [*_keys(spec), targets[-1]] if spec.request.sampling.decoding_steps > 1 else _keys(spec)
+    again = spec.request.sampling.decoding_steps > 1 and targets[-1] not in SEQUENCES
+    seen = dict.fromkeys([*_inputs(spec), *(targets[-1:] if again else [])])
     with no_initialisation():
-        model = architecture.generation(
-            modalities=list(dict.fromkeys(seen)), output_modalities=targets, pretrained=False
-        )
+        model = architecture.generation(modalities=list(seen), output_modalities=targets, pretrained=False)
     tokenizers = _tokenizers(spec, model, filler)
     core = model.sampler.model
     filler.core(core)
-    return Generator(core, tokenizers, spec)
+    return Generator(core, tokenizers, spec, _coordinates(spec, model), vocabularies(spec))
 
 
-def _keys(spec: ModelSpec) -> list[str]:
+def _inputs(spec: ModelSpec) -> list[str]:
     """Return the model's keys of the inputs."""
-    return [MODALITIES[m].raw_key or MODALITIES[m].token_key or "" for m in spec.inputs]
+    modalities = [spec.modality(m) for m in spec.inputs]
+    return [*(m.raw_key or m.token_key or "" for m in modalities), *(["coords"] if _coords(spec) else [])]
+
+
+def _targets(spec: ModelSpec) -> list[str]:
+    """Return the model's keys of the outputs."""
+    return [m if m in SEQUENCES else spec.modality(m).token_key or "" for m in spec.outputs]
 
 
 def _tokenizers(spec: ModelSpec, model: Any, filler: Filler) -> dict[str, nn.Module]:
     """Return the tokenizers that the job uses, by modality: encoders of tokenised inputs, decoders of outputs."""
     decoded = spec.request.decoded
-    tokenizers = {m: model.tokenizer[MODALITIES[m].token_key] for m in dict.fromkeys([*spec.tokenised, *decoded])}
+    wanted = dict.fromkeys([*spec.tokenised, *decoded])
+    tokenizers = {m: model.tokenizer[spec.modality(m).token_key] for m in wanted}
     for m, tokenizer in tokenizers.items():
         filler.tokenizer(tokenizer, m, encoder=m in spec.tokenised, decoder=m in decoded)
     return tokenizers
@@ -105,15 +115,11 @@ def _lone_tokenizer(modality: str, architecture: Architecture) -> nn.Module:
 
 
 def _embedder(spec: ModelSpec, architecture: Architecture, filler: Filler) -> TileModel:
-    options: dict[str, Any] = {
-        "modalities": [*_keys(spec), *(["coords"] if _coords(spec) else [])],
-        "merge_method": None,
-        "pretrained": False,
-    }
+    options: dict[str, Any] = {"modalities": _inputs(spec), "merge_method": None, "pretrained": False}
     with no_initialisation(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # terratorch warns that TiM without weights means nothing; they come now
         if spec.outputs:
-            targets = [MODALITIES[m].token_key for m in spec.outputs]
+            targets = _targets(spec)
             model = architecture.tim(tim_modalities=targets, **options)
         else:
             model = architecture.backbone(**options)
@@ -126,7 +132,7 @@ def _embedder(spec: ModelSpec, architecture: Architecture, filler: Filler) -> Ti
 
 
 def _coords(spec: ModelSpec) -> bool:
-    return isinstance(spec.request, Embedding) and spec.request.coords
+    return isinstance(spec.request, Embedding | Generation) and spec.request.coords
 
 
 def _coordinates(spec: ModelSpec, model: Any) -> Any:
@@ -164,8 +170,8 @@ def _fill_backbone(spec: ModelSpec, model: Any, tokenizers: Mapping[str, nn.Modu
 def _narrowed(spec: ModelSpec, model: Any, state: Mapping[str, Any]) -> bool:
     """Select bands before loading if the checkpoint's patch embeddings have them already; say whether they do."""
     for m in spec.bands:
-        key = f"encoder_embeddings.{MODALITIES[m].raw_key}.proj.weight"
-        embedding = model.encoder_embeddings[MODALITIES[m].raw_key]
+        key = f"encoder_embeddings.{spec.modality(m).raw_key}.proj.weight"
+        embedding = model.encoder_embeddings[spec.modality(m).raw_key]
         pixels = embedding.proj.weight.shape[1] // embedding.num_channels
         if key not in state or state[key].shape[1] != pixels * len(spec.modality(m).bands):
             return False
@@ -176,5 +182,6 @@ def _narrowed(spec: ModelSpec, model: Any, state: Mapping[str, Any]) -> bool:
 
 def _select_bands(spec: ModelSpec, model: Any) -> None:
     for m in spec.bands:
-        index = [MODALITIES[m].bands.index(band) for band in spec.modality(m).bands]
-        select_bands(model.encoder_embeddings[MODALITIES[m].raw_key], index)
+        modality = spec.modality(m)
+        index = [spec.modalities[m].bands.index(band) for band in modality.bands]
+        select_bands(model.encoder_embeddings[modality.raw_key], index)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from tmtool.errors import WeightsError
 from tmtool.grid import TileBatch
-from tmtool.models import ModelSpec
+from tmtool.models import Embedding, ModelSpec
 from tmtool.models.facts import Facts
 from tmtool.models.inputs import Base
 from tmtool.models.parts import compile_networks, no_initialisation, place, randomise

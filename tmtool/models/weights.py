@@ -33,12 +33,14 @@ class WeightFile:
     """A file on the Hugging Face hub, repository `{organisation}/{name}` and file name; or one in the package.
 
     `megabytes` is about how large it is: its parameters in float32. `mark` begins the name of some of its tensors.
+    `access` says how one gets at it, where not everybody can.
     """
 
     repo: str
     filename: str
     megabytes: int = 0
     mark: str = ""
+    access: str = ""
 
     @property
     def packaged(self) -> Path | None:
@@ -163,10 +165,11 @@ def _fetch(file: WeightFile, only_ask: bool = False) -> Path | None:
         _log.debug("%s: %s", file, error)
         return None
     except GatedRepoError as error:
-        raise WeightsError(f"{file}: the hub asks for permission. Accept its terms there, and set HF_TOKEN.") from error
+        cure = file.access or "Accept its terms there, and set HF_TOKEN."
+        raise WeightsError(f"{file}: the hub asks for permission. {cure}") from error
     except RepositoryNotFoundError as error:
-        why = "the hub answered 401 or 404: there is no such repository, or it is private and needs HF_TOKEN"
-        raise WeightsError(f"{file}: {why}.") from error
+        why = "there is no such repository, or it is private and needs HF_TOKEN."
+        raise WeightsError(f"{file}: the hub answered 401 or 404: {file.access or why}") from error
     except EntryNotFoundError as error:
         raise WeightsError(f"{file}: the hub answered 404: the repository holds no such file.") from error
     except HfHubHTTPError as error:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from tmtool.errors import InputError, UsageError
 from tmtool.grid import Grid
-from tmtool.modality import MODALITIES, Modality
+from tmtool.modality import Modality
 from tmtool.models import ModelEntry, ModelSpec, Request
 from tmtool.products import Product
 from tmtool.provenance import Provenance
@@ -119,10 +119,10 @@ def check_outputs(outputs: Sequence[str], option: str, model: str, entry: ModelE
         raise UsageError(f"{option} names the same modality twice: {','.join(outputs)}.")
 
 
-def check_not_both(source: Source, outputs: Sequence[str], option: str) -> None:
-    """Raise `InputError` for an input that is to be made too, where it enters as tokens."""
+def check_not_both(source: Source, outputs: Sequence[str], option: str, entry: ModelEntry) -> None:
+    """Raise `InputError` for an input that is to be made too, where it enters the model as tokens."""
     name = source.modality.name
-    if name in outputs and MODALITIES[name].raw_key is None:
+    if name in outputs and name in entry.modalities and entry.modalities[name].raw_key is None:
         raise InputError(
             f"{source.path}: is {name}, and {option} asks for {name} too; TerraMind cannot do both at once."
         )

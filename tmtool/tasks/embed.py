@@ -87,7 +87,7 @@ class Embed(Task):
     def check_source(self, source: Source, model: str, entry: ModelEntry) -> None:
         """Raise `InputError` if the model does not take a raster, or would have to imagine the same."""
         super().check_source(source, model, entry)
-        check_not_both(source, self.imagined, "--tim")
+        check_not_both(source, self.imagined, "--tim", entry)
 
     def check_grid(self, path: str, grid: Grid) -> None:
         """Raise `InputError` if coordinates are asked for where none are known."""

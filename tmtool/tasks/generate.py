@@ -4,32 +4,49 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from tmtool.errors import UsageError
-from tmtool.modality import MODALITIES
+from tmtool.errors import InputError, UsageError
+from tmtool.geojson import PLACES, TEXTS
+from tmtool.grid import Grid, OutputSpec
+from tmtool.modality import find
 from tmtool.models import Generation, ModelEntry, ModelSpec, Request, Sampling
+from tmtool.models.text import SEQUENCES, check
 from tmtool.products import Product, pixels_of
 from tmtool.source import Source
 from tmtool.tasks.base import Task, check_not_both, check_outputs
+from tmtool.writer import Layout
 
 
 @dataclass(frozen=True)
 class Generate(Task):
-    """Make the modalities `outputs`, in order: each conditions the next."""
+    """Make the modalities `outputs`, in order: each conditions the next.
+
+    With `coords` the model is told where tiles lie. `format` is that of places and texts: geojson or geoparquet.
+    """
 
     name: ClassVar[str] = "generate"
     on_patch_grid: ClassVar[bool] = False
 
     outputs: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
+    coords: bool = False
+    format: str = "geojson"
+
+    @property
+    def wants_places(self) -> bool:
+        """Whether the model is told where tiles lie."""
+        return self.coords
 
     @classmethod
     def for_files(cls, outputs: tuple[str, ...], coords: bool) -> "Task":
         """Return the task for these outputs, else for those of the README's example."""
-        return cls(outputs or ("S1GRD", "LULC"))
+        return cls(outputs or ("S1GRD", "LULC"), coords=coords)
 
     def check(self, model: str, entry: ModelEntry) -> None:
         """Raise `UsageError` for outputs that the model does not make, or sampling that cannot work."""
-        check_outputs(self.outputs, "--out", model, entry)
+        check(self.outputs, self.coords, entry.sequences, model)
+        if self.coords and not entry.coords:
+            raise UsageError(f"--in coords: --model {model} takes no coordinates.")
+        check_outputs([m for m in self.outputs if m not in SEQUENCES], "--out", model, entry)
         if not self.outputs:
             raise UsageError("--out names no modality.")
         self.sampling.check()
@@ -37,12 +54,37 @@ class Generate(Task):
     def check_source(self, source: Source, model: str, entry: ModelEntry) -> None:
         """Raise `InputError` if the model does not take a raster, or would have to make the same."""
         super().check_source(source, model, entry)
-        check_not_both(source, self.outputs, "--out")
+        check_not_both(source, self.outputs, "--out", entry)
+
+    def check_grid(self, path: str, grid: Grid) -> None:
+        """Raise `InputError` if coordinates are an input where none are known."""
+        if self.coords and grid.crs is None:
+            raise InputError(f"{path}: has no CRS, so its coordinates are not known; leave out --in coords.")
 
     def request(self, inputs: Sequence[str]) -> Request:
         """Return what the model is asked for."""
-        return Generation(self.outputs, self.sampling)
+        return Generation(self.outputs, self.sampling, coords=self.coords)
 
     def products(self, spec: ModelSpec, entry: ModelEntry) -> tuple[Product, ...]:
-        """Return a raster a modality."""
-        return tuple(pixels_of(MODALITIES[m]) for m in self.outputs)
+        """Return a raster a modality, and a table a sequence."""
+        return tuple(_said(m, self.format) if m in SEQUENCES else pixels_of(entry.modalities[m]) for m in self.outputs)
+
+
+def output_named(name: str) -> str:
+    """Return the name of an output, a modality or a sequence, in any case. Raises `UsageError`."""
+    key = name.strip().lower()
+    return key if key in SEQUENCES else find(name, output=True).name
+
+
+def _said(name: str, format: str) -> Product:
+    """Return the product of what a model says of each tile."""
+    sequence = SEQUENCES[name]
+    nodata = float("nan") if sequence.dtype == "float64" else 0
+    return Product(
+        suffix=name,
+        modality=name,
+        spec=OutputSpec(name, sequence.channels, stitch="own", dtype=sequence.dtype, pool="tile"),
+        layout=Layout(tuple(map(str, range(sequence.channels))), sequence.dtype, nodata, ids=True),
+        finish=lambda strip: strip.values,
+        format=(PLACES if name == "coords" else TEXTS)[format],
+    )

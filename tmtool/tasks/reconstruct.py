@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tmtool.errors import InputError
 from tmtool.grid import BoolArray, Window
 from tmtool.metrics import Comparison, comparison_text
-from tmtool.modality import MODALITIES, OUTPUTS, Modality
+from tmtool.modality import OUTPUTS, Modality
 from tmtool.models import Decoding, ModelEntry, ModelSpec, Moments, Request, Sampling
 from tmtool.products import Measuring, Product, pixels_of
 from tmtool.provenance import Provenance, weights_text
@@ -56,7 +56,7 @@ class Reconstruct(Task):
 
     def products(self, spec: ModelSpec, entry: ModelEntry) -> tuple[Product, ...]:
         """Return the pixels, compared with the input."""
-        return tuple(_reconstruction(MODALITIES[m], entry.moments(MODALITIES[m])) for m in spec.outputs)
+        return tuple(_reconstruction(entry.modalities[m], entry.moments(entry.modalities[m])) for m in spec.outputs)
 
     def encoding(self, source: Source) -> Task | None:
         """Return what makes the tokens of a raster of pixels."""

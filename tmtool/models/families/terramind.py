@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tmtool.modality import INPUTS, MODALITIES, OUTPUTS
+from tmtool.modality import INPUTS, OUTPUTS
 from tmtool.models.entry import ModelEntry, ModelSpec
-from tmtool.models.registry import register
+from tmtool.models.registry import find, register
 from tmtool.models.requests import Decoding, Embedding, Encoding, Generation, Request
+from tmtool.models.text import SEQUENCES, Vocabulary
 from tmtool.models.weights import WeightFile, coords_file, core_file, packaged_file, tokenizer_files
 
 _S2L2A = (
@@ -54,14 +55,19 @@ class TerraMind(ModelEntry):
     tile_mb: tuple[float, float, float] = (25, 100, 150)
     """Memory that a CPU needs for a 256 px tile: to encode one modality, to draw tokens, to decode them; in 10**6 bytes."""
 
+    version: ClassVar[str] = "v1"
     statistics: ClassVar[Mapping[str, Mapping[str, tuple[float, float]]]] = V1_STATISTICS
+
+    def vocabulary_file(self, sequence: str) -> WeightFile:
+        """Return the file of the words of a sequence."""
+        return coords_file()
 
     def files(self, spec: ModelSpec) -> tuple[WeightFile, ...]:
         """Return the core's file, those of the tokenizers in use, and that of the coordinates."""
         request = spec.request
         core = (core_file(self.size),) if request.by_core and not request.checkpoint else ()
-        coords = (coords_file(),) if isinstance(request, Embedding) and request.coords else ()
-        return (*core, *tokenizer_files(_tokenizers(spec)), *coords)
+        words = (self.vocabulary_file(m) for m in sequences_of(spec))
+        return (*core, *tokenizer_files(tokenizers_of(spec)), *words)
 
     def tflop_per_tile(self, spec: ModelSpec, size: int) -> float:
         """Estimate the arithmetic of one tile of `size` px: decoders as counted, all else two operations a parameter and token."""
@@ -70,7 +76,7 @@ class TerraMind(ModelEntry):
         dense = self.parameters_m * len(request.drawn) + self.tokenizer_m[0] * encoded
         if isinstance(request, Embedding):
             dense += self.parameters_m / 2 * len(spec.inputs)
-        classes = sum(bool(MODALITIES[m].classes) for m in request.decoded)
+        classes = sum(bool(self.modalities[m].classes) for m in request.decoded)
         steps = request.sampling.timesteps * (len(request.decoded) - classes)
         return (2 * dense * 1e6 * 256 / 1e12 + self.classes_tflop * classes + self.step_tflop * steps) * (
             size / 256
@@ -84,7 +90,7 @@ class TerraMind(ModelEntry):
         if request.checkpoint and spec.outputs:
             core += backbone  # a fine-tuned backbone shares nothing with what imagines modalities for it
         encoder, decoder, classes = self.tokenizer_m
-        decoders = sum(classes if MODALITIES[m].classes else decoder for m in request.decoded)
+        decoders = sum(classes if self.modalities[m].classes else decoder for m in request.decoded)
         return core + encoder * len(spec.encoded) + decoders
 
     def tile_mb_of(self, spec: ModelSpec) -> float:
@@ -103,13 +109,29 @@ class Demo(TerraMind):
     def files(self, spec: ModelSpec) -> tuple[WeightFile, ...]:
         """Return the files of the package that a job uses."""
         core = ("core",) if spec.request.by_core else ()
-        parts = (*core, *(f"tokenizer_{m.lower()}" for m in _tokenizers(spec)))
+        parts = (*core, *(f"tokenizer_{m.lower()}" for m in tokenizers_of(spec)))
         return tuple(packaged_file(f"{part}.safetensors") for part in parts)
 
 
-def _tokenizers(spec: ModelSpec) -> tuple[str, ...]:
+def tokenizers_of(spec: ModelSpec) -> tuple[str, ...]:
     """Return the modalities whose tokenizers a job uses; modalities that are imagined stay tokens."""
     return tuple(dict.fromkeys([*spec.encoded, *spec.request.decoded]))
+
+
+def sequences_of(spec: ModelSpec) -> tuple[str, ...]:
+    """Return the sequences that a job takes or makes, whose vocabularies it needs."""
+    request = spec.request
+    taken = ["coords"] if isinstance(request, Generation | Embedding) and request.coords else []
+    return tuple(dict.fromkeys([*taken, *(m for m in request.drawn if m in SEQUENCES)]))
+
+
+def vocabularies(spec: ModelSpec) -> dict[str, Vocabulary]:
+    """Return the words of the outputs that are sequences; blank ones where weights are random. May raise `WeightsError`."""
+    entry = find(spec.name)
+    wanted = [m for m in spec.request.drawn if m in SEQUENCES]
+    if spec.files is None or not isinstance(entry, TerraMind):
+        return {m: Vocabulary.blank() for m in wanted}
+    return {m: Vocabulary.read(spec.files[entry.vocabulary_file(m)]) for m in wanted}
 
 
 def _sized(size: str, dim: int, depth: int, parameters_m: float) -> TerraMind:
@@ -118,6 +140,7 @@ def _sized(size: str, dim: int, depth: int, parameters_m: float) -> TerraMind:
         module="tmtool.models.terramind",
         inputs=INPUTS,
         outputs=OUTPUTS,
+        sequences=("coords",),
         dim=dim,
         depth=depth,
         size=size,
