@@ -21,7 +21,7 @@ TASKS: dict[str, Kind] = {
 }
 """TerraTorch's tasks that can be predicted with, by class."""
 
-FACTORIES = ("EncoderDecoderFactory", "PrithviModelFactory", "SMPModelFactory", "TimmModelFactory", "ClayModelFactory")
+FACTORIES = ("EncoderDecoderFactory", "PrithviModelFactory", "SMPModelFactory", "TimmModelFactory")
 """TerraTorch's model factories whose networks answer as these tasks need."""
 
 _AS_THEY_ARE = {  # transforms that leave pixels as they are, or only move them about at random in training
@@ -135,7 +135,9 @@ def task_config(
     _check_statistics_by_date(path, inputs, dates)
     channels = _channels(path, kind, model, source)
     if source.args.get("use_metadata"):
-        notes.append("use_metadata: the network was also told dates and places in training, which tmtool does not tell it")
+        notes.append(
+            "use_metadata: the network was also told dates and places in training, which tmtool does not tell it"
+        )
     tiling = _tiling(path, model.args.get("tiled_inference_parameters"), notes)
     ignored = model.args.get("ignore_index")
     return TaskConfig(
@@ -162,10 +164,14 @@ def _network(path: str, model: Component) -> tuple[str, Values]:
             "from them, and no other code is run."
         )
     if factory not in FACTORIES:
-        raise UsageError(f"{path}: model_factory {factory} is not among those that tmtool builds: {', '.join(FACTORIES)}.")
+        raise UsageError(
+            f"{path}: model_factory {factory} is not among those that tmtool builds: {', '.join(FACTORIES)}."
+        )
     backbone = model_args.get("backbone")
     if not isinstance(backbone, str):
-        raise UsageError(f"{path}: model_args.backbone is {backbone!r:.60}, expected the name of one of TerraTorch's backbones.")
+        raise UsageError(
+            f"{path}: model_args.backbone is {backbone!r:.60}, expected the name of one of TerraTorch's backbones."
+        )
     if factory == "SMPModelFactory" and "." in backbone and not backbone.startswith("tu-"):
         raise UsageError(f"{path}: backbone {backbone} is code of your own, which tmtool does not run.")
     for key, value in model_args.items():
@@ -183,7 +189,12 @@ def _check_plain(path: str, key: str, value: Any, name: bool) -> None:
     elif isinstance(value, list | tuple):
         for inner in value:
             _check_plain(path, key, inner, False)
-    elif isinstance(value, str) and not name and _DOTTED.fullmatch(value) and not value.startswith(("torch.nn.", "HLSBands.")):
+    elif (
+        isinstance(value, str)
+        and not name
+        and _DOTTED.fullmatch(value)
+        and not value.startswith(("torch.nn.", "HLSBands."))
+    ):
         raise UsageError(f"{path}: {key} names code ({value}), which tmtool does not run; torch.nn's layers it knows.")
 
 
@@ -247,7 +258,9 @@ def _check_statistics_by_date(path: str, inputs: Sequence[TaskInput], dates: int
     for entry in inputs:
         for count in {len(entry.means[0]), len(entry.stds[0])} - {1}:
             if count != dates:
-                raise UsageError(f"{path}: means or stds of {entry.name} are for {count} dates, the network takes {dates}.")
+                raise UsageError(
+                    f"{path}: means or stds of {entry.name} are for {count} dates, the network takes {dates}."
+                )
 
 
 def _channels(path: str, kind: Kind, model: Component, source: Source) -> int:
@@ -278,7 +291,9 @@ def _tiling(path: str, found: Any, notes: list[str]) -> Tiling | None:
     for name, default in (("crop", 224), ("stride", 192)):
         sides = {found.get(f"{axis}_{name}") or found.get(name) or default for axis in "hw"}
         if len(sides) > 1 or not all(isinstance(side, int) and side > 0 for side in sides):
-            raise UsageError(f"{path}: tiled_inference_parameters: {name} is {sorted(map(str, sides))}; tmtool's tiles are square.")
+            raise UsageError(
+                f"{path}: tiled_inference_parameters: {name} is {sorted(map(str, sides))}; tmtool's tiles are square."
+            )
         sizes[name] = sides.pop()
     crop, stride = sizes["crop"], sizes["stride"]
     delta = min(int(found.get("delta", 8)), (crop - stride) // 2)  # as TerraTorch does, so that all pixels are covered

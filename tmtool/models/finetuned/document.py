@@ -50,7 +50,9 @@ def read_yaml(path: Path) -> Any:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
-        raise UsageError(f"{path}: expected plain YAML as TerraTorch reads it, found something else ({why}).") from error
+        raise UsageError(
+            f"{path}: expected plain YAML as TerraTorch reads it, found something else ({why})."
+        ) from error
 
 
 def component(path: str, document: Any, key: str) -> Component:

@@ -281,7 +281,9 @@ def _unchanged(source: Source, entry: TaskInput, why: str) -> TaskInput:
     return _with(source, entry, ((0.0,),) * count, ((1.0,),) * count, why)
 
 
-def _pair(source: Source, entry: TaskInput, tables: Sequence[Any], keys: tuple[str, str]) -> tuple[Statistic, Statistic]:
+def _pair(
+    source: Source, entry: TaskInput, tables: Sequence[Any], keys: tuple[str, str]
+) -> tuple[Statistic, Statistic]:
     """Return an input's means and standard deviations out of two tables by name, or lists for the only input."""
     found: list[Any] = [t.get(entry.name) if isinstance(t, Mapping) else t for t in tables]
     if missing := [key for key, value in zip(keys, found, strict=True) if value is None]:

@@ -60,8 +60,14 @@ BUILT_IN: dict[str, BuiltIn] = {
 """Data modules by name. The values are those of terratorch 1.2.11; a test holds them equal to its tables."""
 
 PRITHVI: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "prithvi_eo_v1": ((775.0, 1081.0, 1229.0, 2497.0, 2204.0, 1611.0), (1282.0, 1270.0, 1399.0, 1368.0, 1292.0, 1155.0)),
-    "prithvi_eo_v2": ((1087.0, 1342.0, 1433.0, 2734.0, 1958.0, 1363.0), (2248.0, 2179.0, 2178.0, 1850.0, 1242.0, 1049.0)),
+    "prithvi_eo_v1": (
+        (775.0, 1081.0, 1229.0, 2497.0, 2204.0, 1611.0),
+        (1282.0, 1270.0, 1399.0, 1368.0, 1292.0, 1155.0),
+    ),
+    "prithvi_eo_v2": (
+        (1087.0, 1342.0, 1433.0, 2734.0, 1958.0, 1363.0),
+        (2248.0, 2179.0, 2178.0, 1850.0, 1242.0, 1049.0),
+    ),
 }
 """Means and standard deviations of Prithvi's six bands, by the beginning of the backbone's name."""
 
@@ -136,11 +142,15 @@ def given(option: str, file: str, names: Sequence[str]) -> dict[str, Any]:
     """Return what a file of `--means` or `--stds` says of each of the inputs `names`."""
     path = Path(file).expanduser()
     if not path.is_file():
-        raise UsageError(f"{option} {file}: no such file. Give a file with 'modality: [one number a band]', or 'pretraining'.")
+        raise UsageError(
+            f"{option} {file}: no such file. Give a file with 'modality: [one number a band]', or 'pretraining'."
+        )
     content = {} if path.suffix == ".txt" else read_yaml(path)
     if not isinstance(content, dict) or path.suffix == ".txt":
         if len(names) > 1:
-            raise UsageError(f"{option} {file}: holds one list, and the task has {', '.join(names)}. Say whose each is.")
+            raise UsageError(
+                f"{option} {file}: holds one list, and the task has {', '.join(names)}. Say whose each is."
+            )
         return {names[0]: content if isinstance(content, list) else str(path.resolve())}
     if missing := [name for name in names if name not in content]:
         raise UsageError(
