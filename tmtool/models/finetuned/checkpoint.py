@@ -82,16 +82,15 @@ def config_of(checkpoint: TaskCheckpoint, means: str | None = None, stds: str | 
 
 
 def _task_name(checkpoint: TaskCheckpoint) -> str:
-    """Tell a task by the settings that only it has."""
+    """Tell a task by what it calls itself in its settings; of the two classifications by the loss."""
     settings = checkpoint.hyper_parameters
-    per_pixel = "tiled_inference_parameters" in settings
-    if "class_weights" in settings and per_pixel:
-        return "SemanticSegmentationTask"
-    if "var_weights" in settings:
-        return "PixelwiseRegressionTask" if per_pixel else "ScalarRegressionTask"
-    raise UsageError(
-        f"{checkpoint.path}: its hyper_parameters do not show which task it is ({', '.join(TASKS)}). Give its --config."
-    )
+    name = "multilabel" if "bce" in str(settings.get("loss")) else settings.get("task")
+    found = [task for task, kind in TASKS.items() if kind == name]
+    if not found:
+        raise UsageError(
+            f"{checkpoint.path}: its hyper_parameters do not show which task it is ({', '.join(TASKS)}). Give its --config."
+        )
+    return found[0]
 
 
 def check_same_task(config: TaskConfig, checkpoint: TaskCheckpoint) -> None:
