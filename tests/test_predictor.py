@@ -1,5 +1,6 @@
 """Fine-tuned tasks: predictors give what TerraTorch's own tasks give, and refuse what they cannot be sure of."""
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tmtool.models.finetuned.network import factories
 from tmtool.models.finetuned.predictor import build_predictor
 from tmtool.models.finetuned.tim import PlacedSampler
 
-TILES = {"crop": 224, "stride": 192, "delta": 8, "batch_size": 2}
+TILES = {"crop": 96, "stride": 64, "delta": 8, "batch_size": 4}
 PRETRAINING = {"means": "pretraining", "stds": "pretraining"}
 NARROW_DECODER = ("decoder_channels: [512, 256, 128, 64]", "decoder_channels: [32, 16, 8, 8]")
 
@@ -51,7 +52,7 @@ def make(tmp_path: Path) -> Any:
 
 
 def _hold_equal(
-    config: TaskConfig, task: Any, checkpoint: TaskCheckpoint, tiles: Any = TILES, shape: Any = (240, 300)
+    config: TaskConfig, task: Any, checkpoint: TaskCheckpoint, tiles: Any = TILES, shape: Any = (112, 140)
 ) -> None:
     predictor = build_predictor(config, checkpoint, Compute(), config.dates or 2)
     scene = finetuned.scene_of(config, *shape, config.dates or 2)
@@ -76,8 +77,7 @@ def test_real_configs_at_tiny_width(make: Any, name: str) -> None:
     ):  # terratorch draws from global generators: nothing to hold but the likeliest
         text = text.replace("backbone_merge_method: mean", "backbone_merge_method: mean\n      backbone_tim_top_k: 1")
     config, task, checkpoint = make(text, **(PRETRAINING if "impactmesh" in name else {}))
-    tiles = {"crop": 256, "stride": 208, "delta": 8, "batch_size": 64} if config.tiling else TILES
-    _hold_equal(config, task, checkpoint, tiles, (256, 300))
+    _hold_equal(config, task, checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -92,13 +92,16 @@ def test_real_configs_at_tiny_width(make: Any, name: str) -> None:
 )  # fmt: skip
 def test_poolings_decoders_and_merges(make: Any, old: str, new: str) -> None:
     assert old in FLOOD
-    _hold_equal(*make(FLOOD.replace(old, new), **PRETRAINING), shape=(224, 240))
+    _hold_equal(*make(FLOOD.replace(old, new), **PRETRAINING))
 
 
 def test_a_linear_decoder_on_one_layer(make: Any) -> None:
     text = BURN_SCARS.replace("[2, 5, 8, 11]", "[11]").replace("        - name: LearnedInterpolateToPyramidal\n", "")
     text = text.replace("decoder: UNetDecoder\n      decoder_channels: [32, 16, 8, 8]", "decoder: LinearDecoder")
-    text = text.replace("decoder: LinearDecoder", "decoder: LinearDecoder\n      decoder_upsampling_size: 16")
+    text = text.replace(
+        "decoder: LinearDecoder",
+        "decoder: LinearDecoder\n      decoder_upsampling_size: 16\n      decoder_num_classes: 2",
+    )
     _hold_equal(*make(text.replace("      head_dropout: 1e-1\n", "")))
 
 
@@ -112,10 +115,10 @@ def test_auxiliary_heads_and_class_weights_are_left_aside(make: Any) -> None:
 def test_scale_and_holes(make: Any) -> None:
     text = BURN_SCARS.replace("no_data_replace: 0", "no_data_replace: 200\n    constant_scale: 0.0001")
     config, task, checkpoint = make(text)
-    scene = finetuned.scene_of(config, 224, 224)
+    scene = finetuned.scene_of(config, 96, 96)
     holed, filled = ({k: v.copy() for k, v in scene.items()} for _ in range(2))
-    holed["S2L2A"][:, :, 50:90, 60:120] = np.nan
-    filled["S2L2A"][:, :, 50:90, 60:120] = 200
+    holed["S2L2A"][:, :, 20:50, 30:60] = np.nan
+    filled["S2L2A"][:, :, 20:50, 30:60] = 200
     predictor = build_predictor(config, checkpoint, Compute())
     theirs = finetuned.terratorch_logits(task, config, filled, TILES)
     np.testing.assert_allclose(finetuned.predictor_logits(predictor, holed, TILES), theirs, atol=1e-4 * np.ptp(theirs))
@@ -148,7 +151,7 @@ def test_values_a_pixel_of_a_backbone_with_its_own_time_axis(make: Any) -> None:
     config, task, checkpoint = make(PRITHVI)
     assert (config.kind, config.temporal, config.dates, config.channels) == ("regression", True, 3, 1)
     predictor = build_predictor(config, checkpoint, Compute(), 3)
-    scene = finetuned.scene_of(config, 224, 224, 3)
+    scene = finetuned.scene_of(config, 96, 96, 3)
     theirs = finetuned.terratorch_logits(task, config, scene, TILES)
     np.testing.assert_allclose(
         finetuned.predictor_logits(predictor, scene, TILES)[0], theirs, atol=1e-4 * np.ptp(theirs)
@@ -196,7 +199,7 @@ def test_an_answer_a_tile(make: Any, changes: list[tuple[str, str]], kind: str, 
         text = text.replace(old, new)
     config, task, checkpoint = make(text)
     assert (config.kind, config.channels, config.per_pixel) == (kind, channels, False)
-    scene = finetuned.scene_of(config, 224, 224)
+    scene = finetuned.scene_of(config, 96, 96)
     tiles = {"S2L2A": np.stack([scene["S2L2A"], scene["S2L2A"][..., ::-1]])}
     predictor = build_predictor(config, checkpoint, Compute())
     ours = predictor(finetuned.batch_of(predictor, tiles))["pred"]
@@ -210,7 +213,7 @@ def test_an_answer_a_tile(make: Any, changes: list[tuple[str, str]], kind: str, 
 
 def test_bfloat16_is_near(make: Any) -> None:
     config, _, checkpoint = make(BURN_SCARS)
-    scene = finetuned.scene_of(config, 224, 224)
+    scene = finetuned.scene_of(config, 96, 96)
     exact, half = (
         finetuned.predictor_logits(build_predictor(config, checkpoint, Compute(precision=p)), scene, TILES)
         for p in ("fp32", "bf16")
@@ -220,7 +223,7 @@ def test_bfloat16_is_near(make: Any) -> None:
 
 def test_random_weights_are_the_same_at_every_call(make: Any) -> None:
     config, _, _ = make(BURN_SCARS)
-    scene = finetuned.scene_of(config, 224, 224)
+    scene = finetuned.scene_of(config, 96, 96)
     first, second = (
         finetuned.predictor_logits(build_predictor(config, None, Compute()), scene, TILES) for _ in range(2)
     )
@@ -231,7 +234,7 @@ def test_random_weights_are_the_same_at_every_call(make: Any) -> None:
 def test_a_static_input_stands_for_all_dates(make: Any) -> None:
     config, _, checkpoint = make(FLOOD, **PRETRAINING)
     predictor = build_predictor(config, checkpoint, Compute(), 4)
-    scene = finetuned.scene_of(config, 224, 224, 4)
+    scene = finetuned.scene_of(config, 96, 96, 4)
     scene["DEM"][:] = scene["DEM"][:, :1]
     batch = finetuned.batch_of(predictor, {k: v[None] for k, v in scene.items()})
     once = {k: v for k, v in batch.pixels.items() if not k.startswith("DEM")} | {"DEM": batch.pixels["DEM@1"]}
@@ -269,7 +272,7 @@ def test_the_same_place_thinks_the_same(make: Any) -> None:
     predictor = build_predictor(config, checkpoint, Compute())
     assert isinstance(predictor.samplers[0], PlacedSampler)
     assert not any("tokenizer" in name for name, _ in predictor.network.named_parameters())
-    tile = finetuned.scene_of(config, 224, 224)["S2L2A"][:, 0]
+    tile = finetuned.scene_of(config, 96, 96)["S2L2A"][:, 0]
     there, elsewhere = np.array([0, 4096]), np.array([0, 0])
 
     def predict(rows: np.ndarray) -> np.ndarray:
@@ -317,11 +320,10 @@ def test_the_checkpoint_of_another_config(make: Any, tmp_path: Path) -> None:
         ("decoder_channels: [32, 16, 8, 8]", "decoder_channels: [64, 16, 8, 8]", "decoder_channels"),
     ):
         (tmp_path / "other.yaml").write_text(BURN_SCARS.replace(old, new))
-        with pytest.raises(WeightsError, match=f"another config.*(?s){named}".replace("(?s)", "")) as failure:
+        with pytest.raises(WeightsError, match=f"(?s)another config.*{named}"):
             build_predictor(read_config(tmp_path / "other.yaml"), checkpoint, Compute())
-        assert named in str(failure.value)
     plain = TaskCheckpoint(checkpoint.path, checkpoint.state, {})
-    with pytest.raises(WeightsError, match=r"has shape(?s:.*)Is it the checkpoint of .*other.yaml"):
+    with pytest.raises(WeightsError, match=r"(?s)has shape.*Is it the checkpoint of .*other.yaml"):
         build_predictor(read_config(tmp_path / "other.yaml"), plain, Compute())
 
 
@@ -330,7 +332,7 @@ class _Payload:
         self.path = path
 
     def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
+        return os.mkdir, (str(self.path),)
 
 
 def test_pickled_code_does_not_run(make: Any, tmp_path: Path) -> None:

@@ -342,9 +342,11 @@ def load_strictly(module: "nn.Module", state: Mapping[str, "Tensor"], path: Path
     given = {name: state[found[names[0]] or ""] for names in tied for name in names}
     module.load_state_dict({name: _as_float32(tensor) for name, tensor in given.items()}, strict=True, assign=True)
     for first, *others in tied:  # assigning gave each name an object of its own
+        owner, _, attribute = first.rpartition(".")
+        shared = getattr(module.get_submodule(owner), attribute)  # a parameter or a buffer
         for name in others:
             owner, _, attribute = name.rpartition(".")
-            setattr(module.get_submodule(owner), attribute, module.get_parameter(first))
+            setattr(module.get_submodule(owner), attribute, shared)
 
 
 def _tied_names(expected: Mapping[str, "Tensor"]) -> list[list[str]]:

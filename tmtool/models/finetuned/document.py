@@ -82,6 +82,7 @@ def transforms(args: Values, key: str) -> list[Component]:
     steps = []
     for value in lists:
         for step in value if isinstance(value, list) else [value] if value else []:
-            named = {"class_path": step} if isinstance(step, str) else step if isinstance(step, dict) else {}
-            steps.append(Component(str(named.get("class_path", step)), named.get("init_args") or {}))
+            named = step if isinstance(step, dict) else {"class_path": step}
+            found_args = named.get("init_args")
+            steps.append(Component(str(named.get("class_path")), found_args if isinstance(found_args, dict) else {}))
     return steps
