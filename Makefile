@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test lint bench clean docs/tokens.png docs/embed.png
+.PHONY: demo test test-lowest lint bench clean docs/tokens.png docs/embed.png
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -15,6 +15,18 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(PY) -m pytest
+
+# With the lowest versions that pyproject.toml admits, where `make test` has the highest: tests of what those may lack, or all
+# of them (LOWEST=tests). It takes several GB and is not part of CI.
+LOWEST ?= tests/test_compat.py tests/test_architecture.py tests/test_onednn.py tests/test_sampling.py tests/test_source.py \
+  tests/test_formats.py tests/test_cli.py tests/test_demo.py
+test-lowest: .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest $(LOWEST)
+
+.venv-lowest/installed: pyproject.toml tests/lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --editable ".[test]" --constraint tests/lowest.txt
+	touch $@
 
 lint: .venv/installed
 	.venv/bin/ruff check .
@@ -39,4 +51,4 @@ bench: .venv/installed
 	$(PY) -m tests.bench $(BENCH)
 
 clean:
-	rm -rf .venv out build *.egg-info
+	rm -rf .venv .venv-lowest out build *.egg-info

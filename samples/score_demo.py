@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from samples.synthesis import LULC_NAMES, S2_BANDS, synthesise
 from tmtool.modality import MODALITIES
-from tmtool.models import demo
+from tmtool.models import MODELS, demo, find
 
 HELD_OUT_SEED = 900_000
 SCENE_PX = 512
@@ -42,20 +42,20 @@ BAR_RMSE = {"S1GRD VV RMSE": 3.0}
 
 def standardise(modality: str, values: Tensor) -> Tensor:
     """Return values (B, C, H, W) in the modality's unit as the model takes them, float32."""
-    mean, std = (torch.tensor(v)[None, :, None, None] for v in (MODALITIES[modality].mean, MODALITIES[modality].std))
+    mean, std = (torch.tensor(v)[None, :, None, None] for v in find("demo").moments(MODALITIES[modality]))
     return (values.float() - mean) / std
 
 
 def restore(modality: str, values: Tensor) -> Tensor:
     """Return standardised values (B, C, H, W) in the modality's unit, float32."""
-    mean, std = (torch.tensor(v)[None, :, None, None] for v in (MODALITIES[modality].mean, MODALITIES[modality].std))
+    mean, std = (torch.tensor(v)[None, :, None, None] for v in find("demo").moments(MODALITIES[modality]))
     return values.float() * std + mean
 
 
 def embeddings() -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
     """Return fresh embedding modules of TerraTorch for all of the demo's inputs, chained outputs and outputs."""
     tokens = [MODALITIES[m].token_key for m in demo.DEMO_OUTPUTS]
-    encoder = [*(MODALITIES[m].raw_key for m in demo.DEMO_INPUTS), *tokens]
+    encoder = [*(MODALITIES[m].raw_key for m in MODELS["demo"].inputs), *tokens]
     return (
         {key: MODALITY_INFO[key]["encoder_embedding"](image_size=224, **MODALITY_INFO[key]) for key in encoder},
         {key: MODALITY_INFO[key]["decoder_embedding"](image_size=224, **MODALITY_INFO[key]) for key in tokens},

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from samples.score_demo import BAR, BAR_RMSE, DemoModel, embeddings, missed, score, standardise, tile_seconds
 from samples.synthesis import ndvi, synthesise
 from tmtool.modality import MODALITIES
-from tmtool.models import demo
+from tmtool.models import MODELS, ModelSpec, demo
 
 SEED = 20
 FIRST_SCENE_SEED = 10_000
@@ -477,7 +477,7 @@ def whiten_patches(core: Core, scenes: Scenes) -> None:
     Standardised land differs by a few hundredths where clouds differ by several units: from random weights the
     training would first have to find that contrast.
     """
-    for modality in demo.DEMO_INPUTS:
+    for modality in MODELS["demo"].inputs:
         embedding = core.model.encoder_embeddings[MODALITIES[modality].raw_key]
         values = standardise(modality, scenes.crops(48, 256, [modality])[modality])
         count, channels = values.shape[:2]
@@ -784,9 +784,15 @@ class Scratch:
 SHARPEN = {"LULC": 4.0, "NDVI": 3.0, "S1GRD": 3.0, "S1RTC": 3.0, "S2L2A": 2.0}
 
 
+def weight_files() -> list[Path]:
+    """Return where the package has the weights: of the core, then of each output's tokenizer."""
+    files = MODELS["demo"].files(ModelSpec("demo", "generate", ("S2L2A",), demo.DEMO_OUTPUTS))
+    return [file.packaged for file in files if file.packaged]
+
+
 def export(core: Core, tokenizers: dict[str, Any]) -> None:
     """Write the weights into the package, half precision."""
-    paths = dict(zip(["core", *demo.DEMO_OUTPUTS], demo.WEIGHT_FILES, strict=True))
+    paths = dict(zip(["core", *demo.DEMO_OUTPUTS], weight_files(), strict=True))
     states = {"core": core.state(SHARPEN)} | {m: t.state_dict() for m, t in tokenizers.items()}
     for name, path in paths.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -942,7 +948,7 @@ per digit).
 
 def write_report(recipe: Recipe, stages: dict[str, Any], scores: dict[str, float], scored: int) -> None:
     """Write the report of a training run beside this script."""
-    megabytes = sum(path.stat().st_size for path in demo.WEIGHT_FILES) / 1e6
+    megabytes = sum(path.stat().st_size for path in weight_files()) / 1e6
     planned = dict(recipe.tokenizer_steps) | {"core": recipe.core_steps}
     steps = {name: stage["log"][-1]["step"] if stage["log"] else planned.get(name, 0) for name, stage in stages.items()}
     text = REPORT_HEAD.format(

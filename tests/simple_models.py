@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from tmtool import models
-from tmtool.grid import PATCH, TileBatch
-from tmtool.modality import MODALITIES
-from tmtool.models import ModelEntry, ModelSpec
+from tmtool.grid import TileBatch
+from tmtool.modality import INPUTS, MODALITIES, OUTPUTS
+from tmtool.models import Decoding, Embedding, Encoding, ModelEntry, ModelSpec
+from tmtool.models.families.terramind import V1_STATISTICS
+
+PATCH = 16
 
 
 def first(batch: TileBatch) -> np.ndarray:
@@ -114,7 +117,8 @@ class PatchVectors:
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        self.products = spec.embedded
+        assert isinstance(spec.request, Embedding)
+        self.products = models.find(spec.name).embeddings(spec.request, spec.inputs)
 
     def __call__(self, batch: TileBatch) -> dict[str, np.ndarray]:
         means = {m: BlockMean()(replace(batch, pixels={m: v}))["x"] for m, v in batch.pixels.items()}
@@ -147,19 +151,25 @@ class _Failing:
 
 def build(spec: ModelSpec) -> _Failing:
     """Build the model that `registered` puts into the registry: for `generate` the input's bands under every name."""
-    if spec.task == "tokenize":
+    if isinstance(spec.request, Encoding):
         return _Failing(PatchCodes(spec.inputs[0]))
-    if spec.task == "reconstruct":
+    if isinstance(spec.request, Decoding):
         return _Failing(PatchValues(spec.outputs[0]))
-    if spec.task == "embed":
+    if isinstance(spec.request, Embedding):
         return _Failing(PatchVectors(spec))
     return _Failing(Identity({m: MODALITIES[m].channels for m in spec.outputs}))
+
+
+class Simple(ModelEntry):
+    """Takes and makes everything, with TerraMind's statistics."""
+
+    statistics = V1_STATISTICS
 
 
 @contextmanager
 def registered(name: str = "identity") -> Iterator[str]:
     """Put the identity into the registry of models for a while."""
-    models.MODELS[name] = ModelEntry("test", __name__, lambda spec: (), dim=4, depth=6)
+    models.register(name, Simple("test", __name__, INPUTS, OUTPUTS, dim=4, depth=6, coords=True))
     try:
         yield name
     finally:

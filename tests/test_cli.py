@@ -45,8 +45,8 @@ def test_info_says_what_and_why(tmtool: Any, make_raster: Any) -> None:
     assert facts["empty_share"] == pytest.approx(10 / 25)
     assert facts["disk_bytes"] > 900 * 900 * 9
     assert facts["bands"]["B8A"] == 9
-    slower, faster = (facts["seconds"][k] for k in list(facts["seconds"])[::4])
-    assert slower > 100 * faster > 0
+    seconds = facts["seconds"]
+    assert seconds["laptop CPU, 8 cores, fp32"] > 100 * seconds["data-centre GPU (H100, H200), bf16"] > 0
 
 
 def test_info_of_a_bad_raster(tmtool: Any, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_info_of_a_bad_raster(tmtool: Any, tmp_path: Path) -> None:
 
 
 def test_log_file(tmtool: Any, tmp_path: Path, make_raster: Any, identity: str) -> None:
-    path = make_raster(np.full((12, 40, 40), 5, np.int16) + np.arange(40, dtype=np.int16))
+    path = make_raster(np.full((12, 40, 40), 5, np.int16) + 50 * np.arange(40, dtype=np.int16))
     log = tmp_path / "run.log"
     result = tmtool("generate", path, "--out", "S1GRD", "--model", identity, "-o", tmp_path, "-q", "--log-file", log)
     assert result.exit_code == 0
@@ -76,6 +76,7 @@ LAYERS = [
     {"cog", "zarr", "geoparquet", "claims", "device", "lanes", "memory", "noise"},
     {"journal"},
     {"writer"},
+    {"compat"},
     {"modality", "grid", "errors"},
 ]
 
@@ -109,8 +110,9 @@ def test_imports_point_down_only(path: Path) -> None:
         same_package = module.split(".")[1:2] == here.split(".")[1:2]
         foundation = mine == other == len(LAYERS) - 1
         assert other is None or other > mine or same_package or foundation, f"{here} imports {module}"
+        assert not here.startswith("tmtool.compat") or other is None or module.startswith("tmtool.errors"), module
         top = module.partition(".")[0]
         assert top != "typer" or here.startswith("tmtool.cli")
         assert top != "rich" or here.startswith("tmtool.cli") or here == "tmtool.progress"
         assert top != "terratorch" or here.startswith("tmtool.models.")
-        assert top != "torch" or here.split(".")[1] in {"models", "device", "noise"}
+        assert top != "torch" or here.split(".")[1] in {"models", "device", "noise", "compat"}

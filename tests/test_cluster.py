@@ -17,14 +17,25 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import torch
 
-from tmtool.cluster import Cluster, ClusterScene, Facts, _Unfit, _warn_of_crowds, check_address, connect
+from tmtool.cluster import (
+    Cluster,
+    ClusterRunner,
+    ClusterScene,
+    Facts,
+    _side_by_side,
+    _Unfit,
+    _warn_of_crowds,
+    check_address,
+    connect,
+)
 from tmtool.errors import ClusterError, ProductError, UsageError
 from tmtool.job import Job, Scene, prepare
 from tmtool.pipeline import Computed
 from tmtool.plan import TilePlan, Tiling
 from tmtool.progress import SilentReporter
-from tmtool.tasks import TASKS
+from tmtool.tasks import TASKS, Generate
 
 psutil = pytest.importorskip("psutil")  # comes with distributed
 
@@ -182,12 +193,13 @@ def journals(folder: Path) -> str:
 
 def test_a_worker_with_other_weights_is_refused(scene: Path, tmp_path: Path, scheduler: str) -> None:
     homes = []
-    for name, content in (("mine", b"one"), ("other", b"two")):
+    for name, value in (("mine", 1.0), ("other", 2.0)):
         snapshot = tmp_path / name / "hub" / "models--ibm-esa-geospatial--TerraMind-1.0-Tokenizer-S2L2A"
         (snapshot / "snapshots" / "abc").mkdir(parents=True)
         (snapshot / "refs").mkdir()
         (snapshot / "refs" / "main").write_text("abc")
-        (snapshot / "snapshots" / "abc" / "TerraMind_Tokenizer_S2L2A.pt").write_bytes(content)
+        state = {"quant_proj.weight": torch.full((1,), value)}
+        torch.save(state, snapshot / "snapshots" / "abc" / "TerraMind_Tokenizer_S2L2A.pt")
         homes.append({"HF_HOME": str(tmp_path / name), "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": ""})
         homes[-1]["HF_HUB_CACHE"] = str(tmp_path / name / "hub")
     args = ("tokenize", scene, "--model", "base", "-o", tmp_path / "out", "--cluster", scheduler, "--offline")
@@ -225,11 +237,10 @@ def test_many_small_scenes_leave_memory_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["generate", "tokenize", "reconstruct", "embed"])
 @pytest.mark.parametrize("height", [10_980, 2048, 3000, 257, 100_000])
 def test_blocks_repeat_few_tiles(task: str, height: int) -> None:
-    job = Job(
-        task, ("S1GRD", "LULC") if task == "generate" else (), tiling=Tiling(delta=8 if task == "generate" else 16)
-    )
+    asked = Generate(("S1GRD", "LULC")) if task == "generate" else TASKS[task]()
+    job = Job(asked, tiling=Tiling(delta=8 if task == "generate" else 16))
     plan = TilePlan((height, 10_980), job.tiling)
-    specs = [product.spec for product in TASKS[task].products(job.spec(("S2L2A",)), job.vectors)]
+    specs = [product.spec for product in asked.products(job.spec(("S2L2A",)), job.entry)]
     blocks = plan.row_blocks()
     assert [row for rows in blocks for row in (rows.start, rows.stop)][1:-1] == [
         cut for rows in blocks[1:] for cut in (rows.start, rows.start)
@@ -239,7 +250,31 @@ def test_blocks_repeat_few_tiles(task: str, height: int) -> None:
         repeated = sum(len(plan.tile_rows(plan.product_rows(rows, spec), spec)) for rows in blocks)
         assert plan.counts[0] <= repeated <= 1.07 * plan.counts[0]
     assert len(blocks) == 1 + int(0.07 * plan.counts[0])
-    assert len(plan.row_blocks(5)) == min(max(5, len(blocks)), plan.counts[0])
+
+
+@pytest.mark.parametrize(
+    ("height", "workers", "blocks"),
+    [
+        (2048, 1, 1),
+        (2048, 2, 2),
+        (2048, 3, 3),
+        (2048, 64, 3),  # more would repeat more than a quarter of its eleven rows of tiles
+        (800, 2, 2),  # three rows of tiles and the longest block, instead of four
+        (600, 2, 1),  # two of three rows and one repeated: no gain
+        (200, 8, 1),
+        (10_980, 1, 4),
+        (10_980, 3, 4),
+        (10_980, 8, 8),
+        (10_980, 16, 15),
+        (10_980, 14, 12),  # a thirteenth block would leave the longest as it is
+    ],
+)
+def test_a_scene_is_cut_for_workers_that_would_be_idle(height: int, workers: int, blocks: int) -> None:
+    plan = TilePlan((height, 300), Tiling())
+    cut = plan.row_blocks(workers)
+    assert len(cut) == blocks
+    assert [row for rows in cut for row in rows] == list(range(height))
+    assert all(rows.start % plan.step == 0 for rows in cut)
 
 
 @pytest.mark.parametrize("address", ["local", "local:0", "local:x", "host:8786", "no/such/file.json", "http://host:1"])
@@ -292,7 +327,7 @@ class Client:
 
 
 def scene_on(client: Client, make_raster: Any, tmp_path: Path) -> ClusterScene:
-    job = Job("generate", ("LULC",), model="demo")
+    job = Job(Generate(("LULC",)), model="demo")
     prepared = prepare(job, Scene(((None, str(make_raster(smooth(3000, 60)))),), "scene", tmp_path))
     scene = ClusterScene(Cluster(client, job), prepared, job.spec(("S2L2A",)), 1, SilentReporter())
     scene.begin([range(60)], 0, 0)
@@ -320,6 +355,20 @@ def test_a_block_that_ends_every_worker_and_a_lost_scheduler(make_raster: Any, t
     client.status = "closed"
     with pytest.raises(ClusterError, match="lost"):
         list(scene.blocks(range(3000), range(60)))
+
+
+def test_idle_workers_are_shared_out_among_scenes(make_raster: Any, tmp_path: Path) -> None:
+    job, wide = Job("generate", ("LULC",), model="demo"), make_raster(smooth(2048, 60))
+    scenes = [prepare(job, Scene(((None, str(wide)),), f"s{i}", tmp_path)) for i in range(5)]
+    with ExitStack() as stack:
+        runner = ClusterRunner(job, "local:4", stack)
+    runner._cluster = cluster = Cluster(Client(), job)
+    cluster.side_by_side = 4
+    for count, total in ((1, 3), (2, 4), (3, 3), (5, 5)):
+        runner.announce(scenes[:count])
+        assert cluster.total == total
+        scene = ClusterScene(cluster, scenes[0], job.spec(("S2L2A",)), 1, SilentReporter())
+        assert len(scene.row_blocks) * count == total
 
 
 FACTS = Facts({"torch": "2"}, "CPU with AVX2", {}, [{"a/b.pt": "0123456789abcdef"}], 1, (1, ""), "host", 8, True)
@@ -353,6 +402,32 @@ def test_threads_that_spin_in_each_others_way(
 ) -> None:
     _warn_of_crowds(workers, threads)
     assert caplog.text == "" if not told else told in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "count"),
+    [
+        ([FACTS] * 3, 2, 3),
+        ([FACTS] * 3, 8, 1),  # threads that spin would keep the others from working
+        ([replace(FACTS, spins=False)] * 3, 8, 2),  # one that waits leaves its cores to the other
+        ([replace(FACTS, spins=False)] * 3, 64, 1),
+        ([replace(FACTS, host=f"h{i}") for i in range(5)], 64, 5),
+        ([FACTS] * 9, 0, 9),  # GPUs
+    ],
+)
+def test_workers_that_compute_side_by_side(workers: list[Facts], threads: int, count: int) -> None:
+    assert _side_by_side(workers, threads) == count
+
+
+def test_a_lone_scene_is_shared_by_workers(tmp_path: Path) -> None:
+    path = tmp_path / "tall.tif"
+    with rasterio.open(path, "w", driver="GTiff", width=200, height=1000, count=12, dtype="uint16", nodata=0) as dst:
+        dst.write(smooth(1000, 200, seed=4))
+    for name, more in (("plain", ()), ("workers", ("--cluster", "local:2"))):
+        done = run("generate", path, *DEMO, "-o", tmp_path / name, *more)
+        assert done.returncode == 0, done.stderr
+    assert "blocks 1-2 of 2" in done.stderr
+    assert_same(tmp_path / "workers", tmp_path / "plain")
 
 
 @pytest.mark.parametrize(

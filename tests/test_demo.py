@@ -10,8 +10,9 @@ import pytest
 import rasterio
 
 from tests.conftest import ROOT
-from tmtool.modality import LULC_CLASSES
-from tmtool.models import MODELS, ModelSpec
+from tests.specs import spec_of
+from tmtool.modality import LULC_CLASSES, MODALITIES
+from tmtool.models import MODELS
 
 SCENE = ROOT / "samples" / "demo_scene.tif"
 OUTPUTS = ("LULC", "NDVI", "S1GRD")
@@ -87,11 +88,14 @@ def test_what_it_did_not_learn_is_not_offered(tmtool: Any, tmp_path: Path) -> No
 def test_the_package_stays_small_and_the_registry_is_true() -> None:
     from tmtool.models import demo
 
-    assert sum(path.stat().st_size for path in demo.WEIGHT_FILES) <= 12e6
-    assert set(MODELS["demo"].inputs) == set(demo.DEMO_INPUTS)
-    assert set(MODELS["demo"].outputs) == set(demo.DEMO_OUTPUTS)
-    files = MODELS["demo"].files(ModelSpec("demo", "generate", ("S2L2A",), demo.DEMO_OUTPUTS))
-    assert {file.packaged for file in files} == set(demo.WEIGHT_FILES)
+    entry = MODELS["demo"]
+    assert set(entry.outputs) == set(demo.DEMO_OUTPUTS)
+    files = entry.files(spec_of("demo", "generate", ("S2L2A",), demo.DEMO_OUTPUTS))
+    paths = {file.packaged for file in files if file.packaged}
+    assert paths == set((Path(demo.__file__).parent / "demo_weights").glob("*.safetensors"))
+    assert sum(path.stat().st_size for path in paths) <= 12e6
+    made = {name.split(".")[1] for name in demo.core_state() if name.startswith("encoder_embeddings.")}
+    assert {MODALITIES[m].raw_key for m in entry.inputs} <= made
 
 
 @pytest.mark.parametrize("source", ["S2L2A", "S1RTC", "DEM"])

@@ -251,14 +251,14 @@ def test_reflection_repeats_where_the_raster_is_small() -> None:
 )
 def test_tilings_that_cannot_work_are_refused(tiling: Tiling, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        tiling.check()
+        tiling.check(16)
 
 
 def test_tilings_that_may_show_seams_are_noted() -> None:
-    assert "seams" in Tiling(256, 100, 8).check()[0]
-    assert Tiling().check() == []
+    assert "seams" in Tiling(256, 100, 8).check(16)[0]
+    assert Tiling().check(16) == []
     with pytest.raises(UsageError, match="--delta 8"):
-        Tiling().check(on_patch_grid=True)
+        Tiling().check(16, on_patch_grid=True)
 
 
 def test_read_ahead_is_bounded_ordered_and_passes_errors_on() -> None:

@@ -124,7 +124,7 @@ def test_optical_product_is_rounded_and_kept_off_nodata(
 
 def test_overviews_of_classes_are_modes(tmtool: Any, make_raster: Any, identity: str, out: Path) -> None:
     values = np.zeros((12, 1024, 1024), np.int16)
-    values[:] = 1
+    values[:] = 2
     values[3] = 50
     values[5, 1::2, 1::2] = 100  # one pixel in four is another class
     tmtool("generate", make_raster(values), "--out", "LULC", "--model", identity, "-o", out)

@@ -17,7 +17,7 @@ import typer
 from tmtool.cli import inputs
 from tmtool.cli.inputs import Listing, scenes
 from tmtool.errors import InputError, UsageError
-from tmtool.writer import PROVENANCE_TAG
+from tmtool.provenance import PROVENANCE_TAG
 
 OUT = Path("out")
 PIXELS = np.ones((1, 4, 4), np.uint8)

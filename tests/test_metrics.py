@@ -11,6 +11,7 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from tests.specs import moments_of
 from tmtool.errors import ReadError
 from tmtool.metrics import CodeUse, Comparison, code_use_text, comparison_text
 from tmtool.modality import MODALITIES, Modality
@@ -30,7 +31,7 @@ def cuts(height: int, seed: int) -> Iterator[slice]:
 
 def compare(modality: Modality, reference: Any, values: Any, valid: Any = None, seed: int = 1) -> dict[str, Any]:
     valid = np.ones(reference.shape[1:], bool) if valid is None else valid
-    comparison = Comparison(modality, reference.shape[2])
+    comparison = Comparison(modality, reference.shape[2], moments_of(modality.name)[1])
     for rows in cuts(reference.shape[1], seed):
         comparison.add(reference[:, rows], values[:, rows], valid[rows])
     comparison.finish()
@@ -41,7 +42,7 @@ def compare(modality: Modality, reference: Any, values: Any, valid: Any = None, 
 def pair(modality: Modality, height: int, width: int, seed: int = 0) -> tuple[Any, Any]:
     """A smooth scene in the modality's unit and a noisy copy of it, float32."""
     rng = np.random.default_rng(seed)
-    mean, std = (np.array(v)[:, None, None] for v in (modality.mean, modality.std))
+    mean, std = (np.array(v)[:, None, None] for v in moments_of(modality.name))
     wave = np.sin(np.arange(height) / 5)[:, None] * np.cos(np.arange(width) / 7)
     reference = mean + std * (0.4 * wave + 0.1 * rng.standard_normal((len(modality.bands), height, width)))
     values = reference + 0.1 * std * rng.standard_normal(reference.shape)
@@ -68,7 +69,7 @@ def test_whole_rasters_agree_with_skimage(modality: Modality, seed: int) -> None
     result = compare(modality, reference, values, seed=seed)
     assert result["pixels"] == 151 * 83
     assert list(result["bands"]) == list(modality.bands)
-    for x, y, std, found in zip(reference, values, modality.std, result["bands"].values(), strict=True):
+    for x, y, std, found in zip(reference, values, moments_of(modality.name)[1], result["bands"].values(), strict=True):
         x, y = x.astype(np.float64), y.astype(np.float64)
         assert found["mae"] == pytest.approx(abs(x - y).mean(), rel=1e-12)
         assert found["rmse"] == pytest.approx(math.sqrt(((x - y) ** 2).mean()), rel=1e-12)
@@ -86,7 +87,9 @@ def test_integers_do_not_wrap(values_type: type) -> None:
         x, y = reference[i].astype(np.float64), values[i].astype(np.float64)
         assert found["mae"] == pytest.approx(abs(x - y).mean(), rel=1e-12)
         assert found["rmse"] == pytest.approx(math.sqrt(((x - y) ** 2).mean()), rel=1e-12)
-        assert found["ssim"] == pytest.approx(structural_similarity(x, y, data_range=6 * S2.std[i]), rel=1e-9)
+        assert found["ssim"] == pytest.approx(
+            structural_similarity(x, y, data_range=6 * moments_of("S2L2A")[1][i]), rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
@@ -99,7 +102,7 @@ def test_holes_are_left_out(hole: float, seed: int) -> None:
     values[:, ~valid] = np.nan
     result = compare(S1, reference, values, valid, seed)
     assert result["pixels"] == valid.sum()
-    for x, y, std, found in zip(reference, values, S1.std, result["bands"].values(), strict=True):
+    for x, y, std, found in zip(reference, values, moments_of("S1GRD")[1], result["bands"].values(), strict=True):
         difference = x[valid].astype(np.float64) - y[valid]
         assert found["mae"] == pytest.approx(abs(difference).mean(), rel=1e-12)
         assert found["rmse"] == pytest.approx(math.sqrt((difference**2).mean()), rel=1e-12)
@@ -120,7 +123,9 @@ def test_one_window_is_enough(seed: int) -> None:
     reference, values = pair(NDVI, 7, 7)
     x, y = reference[0].astype(np.float64), values[0].astype(np.float64)
     found = compare(NDVI, reference, values, seed=seed)["bands"]["NDVI"]
-    assert found["ssim"] == pytest.approx(structural_similarity(x, y, data_range=6 * NDVI.std[0]), rel=1e-9)
+    assert found["ssim"] == pytest.approx(
+        structural_similarity(x, y, data_range=6 * moments_of("NDVI")[1][0]), rel=1e-9
+    )
 
 
 def test_nothing_valid() -> None:
@@ -163,7 +168,7 @@ def test_no_class_to_compare() -> None:
 
 @pytest.mark.parametrize("strange", [11, -1, 2.5])
 def test_codes_that_are_no_classes_are_refused(strange: float) -> None:
-    comparison = Comparison(LULC, 2)
+    comparison = Comparison(LULC, 2, ())
     classes, other = np.ones((1, 1, 2)), np.array([[[1, strange]]])
     comparison.add(other, classes, np.array([[True, False]]))
     with pytest.raises(ReadError, match=f"LULC: found class {strange:g} .* 0-9"):
@@ -231,7 +236,7 @@ def test_memory_does_not_grow_with_height_nor_with_tall_strips() -> None:
     valid = np.ones((1024, 64), bool)
 
     def peak(repeats: int, height: int) -> int:
-        comparison = Comparison(S1, 64)
+        comparison = Comparison(S1, 64, moments_of("S1GRD")[1])
         tracemalloc.start()
         try:
             for i in range(repeats):

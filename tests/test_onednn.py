@@ -1,6 +1,7 @@
 """What oneDNN is asked for by name: in bfloat16 the very bits of torch's own, and memory for one copy of a weight."""
 
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tests import narrow
-from tmtool.device import Compute, _cpu_flags
+from tmtool.compat import torch as compat
+from tmtool.device import Compute, cpu_flags
 from tmtool.models import onednn, parts
 from tmtool.models.onednn import OneDNNLinear, PackedConv2d, use_onednn
 
@@ -22,7 +24,7 @@ needs_linear = pytest.mark.skipif(not onednn.has_linear(), reason="torch has no 
 def assert_same(found: Tensor, expected: Tensor, bits: bool = True, roundings: int = 1) -> None:
     """The same bits; with AMX, where nobody has looked, and where torch may use a function of its own, some roundings apart."""
     assert found.dtype == expected.dtype
-    if bits and "amx_bf16" not in _cpu_flags():
+    if bits and "amx_bf16" not in cpu_flags():
         assert torch.equal(found, expected)
     else:
         error = roundings * 2**-7
@@ -110,6 +112,24 @@ def test_linear_layers_in_float32_are_float32(bias: bool) -> None:
             assert float((own(x) - expected).abs().max()) < 2e-6 * float(expected.abs().max())
 
 
+@needs_linear
+def test_torchs_own_functions_take_what_they_are_given() -> None:
+    """Packed too, in float32: on CPUs where bfloat16 is not packed nothing else would tell another torch by it."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 8, 20, 20), torch.randn(6, 8, 3, 3), torch.randn(6)
+    options: Any = ((0, 1), (1, 2), (2, 1), 1)
+    packed = compat.pack_convolution(weight, *options, tuple(x.shape))
+    padding, stride, dilation, groups = options
+    expected = nn.functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    torch.testing.assert_close(compat.convolution(x, packed, bias, *options), expected, rtol=1e-5, atol=1e-4)
+    rows, matrix = torch.randn(5, 7, 64), torch.randn(6, 64)
+    expected = nn.functional.linear(rows, matrix, bias)
+    torch.testing.assert_close(compat.linear(rows, matrix, bias), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        compat.linear(rows, compat.pack_linear(matrix, 35), bias), expected, rtol=1e-5, atol=1e-4
+    )
+
+
 @needs_packing
 def test_a_shared_weight_is_not_doubled() -> None:
     module = nn.Sequential(nn.Embedding(9, 16), nn.Linear(16, 9)).to(torch.bfloat16).requires_grad_(False)
@@ -176,7 +196,61 @@ def test_all_else_stays_as_it_was(part: nn.Module, compute: Compute, monkeypatch
     [(conv(4, 4, 3), BF16), (nn.Linear(4, 4).to(torch.bfloat16), BF16), (nn.Linear(4, 4), Compute("cpu", "fp32"))],
 )
 def test_without_onednn_nothing_changes(part: nn.Module, compute: Compute, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._C, "_get_mkldnn_enabled", lambda: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     kind = type(part)
     use_onednn(part, compute)
     assert type(part) is kind
+
+
+OPS = {"_linear_pointwise", "_reorder_linear_weight", "_convolution_pointwise", "_is_mkldnn_bf16_supported"}
+PACKS_CONVOLUTIONS = "mkldnn_reorder_conv2d_weight"
+
+
+def take_from_torch(monkeypatch: pytest.MonkeyPatch, name: str, **instead: Any) -> None:
+    """Leave torch as it would be without one of the functions that are its own."""
+    if name == PACKS_CONVOLUTIONS:
+        monkeypatch.delattr(torch._C._nn, name)
+    left = {op: getattr(torch.ops.mkldnn, op) for op in OPS} | instead
+    left.pop(name, None)
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(**left))
+
+
+@needs_linear
+@pytest.mark.parametrize("name", ["nothing", PACKS_CONVOLUTIONS, *sorted(OPS)])
+def test_it_packs_with_all_of_torchs_own_functions_or_not_at_all(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    supported = {"_is_mkldnn_bf16_supported": lambda: True}  # whatever this CPU can do
+    take_from_torch(monkeypatch, name, **supported)
+    assert compat.can_pack() is (name == "nothing")
+    assert compat.has_linear() is (name != "_linear_pointwise")
+
+
+@pytest.mark.parametrize(
+    ("precision", "name"),
+    [
+        pytest.param("fp32", "_linear_pointwise", marks=needs_linear),
+        pytest.param("bf16", "_linear_pointwise", marks=needs_packing),
+        pytest.param("bf16", "_reorder_linear_weight", marks=needs_packing),
+        pytest.param("bf16", "_convolution_pointwise", marks=needs_packing),
+        pytest.param("bf16", "_is_mkldnn_bf16_supported", marks=needs_packing),
+        pytest.param("bf16", "mkldnn_reorder_conv2d_weight", marks=needs_packing),
+    ],
+)
+def test_without_one_of_torchs_own_functions_its_layers_compute_the_same(
+    monkeypatch: pytest.MonkeyPatch, precision: str, name: str
+) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Flatten(2), nn.Linear(64, 32))
+    packed, x, compute = deepcopy(plain), torch.randn(2, 8, 8, 8), Compute("cpu", precision)
+    parts.place(packed, compute)
+    assert isinstance(packed[3], OneDNNLinear)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        expected = packed(x)
+        take_from_torch(monkeypatch, name)
+        parts.place(plain, compute)
+        found = plain(x)
+    assert [type(part) for part in plain] == [nn.Conv2d, nn.ReLU, nn.Flatten, nn.Linear]
+    if precision == "bf16":
+        assert_same(found, expected)
+    else:
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert expected.std() > 0

@@ -6,6 +6,7 @@ import logging
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import rasterio
 
 from tests.conftest import ROOT
 from tests.simple_models import FAILURES, BlockMean, Coordinates, Noisy, OutOfMemoryError
+from tests.specs import spec_of
 from tests.test_engine import run, scene
 from tmtool import device, memory, models
 from tmtool.device import Compute
@@ -243,9 +245,9 @@ def test_tokens_and_classes_of_the_demo_model() -> None:
 
 
 def demo(task: str, outputs: tuple[str, ...]) -> ModelSpec:
-    spec = ModelSpec("demo", task, ("S2L2A",), outputs)
+    spec = spec_of("demo", task, ("S2L2A",), outputs)
     files = models.find("demo").files(spec)
-    return ModelSpec("demo", task, ("S2L2A",), outputs, files={f: p for f in files if (p := f.packaged)})
+    return replace(spec, files={f: p for f in files if (p := f.packaged)})
 
 
 @pytest.mark.parametrize(
@@ -378,7 +380,7 @@ def test_what_does_not_fit_is_refused_with_what_it_takes() -> None:
 
 def needs(name: str, task: str, outputs: tuple[str, ...] = (), size: int = 256, **kwargs: Any) -> tuple[int, int]:
     compute = Compute(kwargs.pop("device", "cpu"), kwargs.pop("precision", "fp32"))
-    spec = ModelSpec(name, task, kwargs.pop("inputs", ("S2L2A",)), outputs, compute=compute, **kwargs)
+    spec = spec_of(name, task, kwargs.pop("inputs", ("S2L2A",)), outputs, compute=compute, **kwargs)
     return host_bytes([spec], size)
 
 
@@ -407,8 +409,8 @@ def test_estimates_of_a_tile_s_memory() -> None:
     assert needs("base", "generate", ("S1GRD",), size=512)[1] == pytest.approx(4 * tile)
     _, on_cuda = needs("base", "generate", ("S1GRD",), device="cuda:0")
     assert on_cuda == 4 * 12 * 256**2 * 4  # pixels only
-    encoder = ModelSpec("base", "tokenize", ("S2L2A",), ())
-    decoder = ModelSpec("base", "reconstruct", ("S2L2A",), ("S2L2A",))
+    encoder = spec_of("base", "tokenize", ("S2L2A",))
+    decoder = spec_of("base", "reconstruct", ("S2L2A",), ("S2L2A",))
     both, (first, _), (second, _) = (host_bytes(specs, 256) for specs in ([decoder, encoder], [encoder], [decoder]))
     assert max(first, second) < both[0] < first + second  # the libraries once
 

@@ -11,7 +11,7 @@ import torch
 from terratorch.tasks.tiled_inference import get_input_chips, tiled_inference
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests import narrow
+from tests import narrow, specs
 from tmtool import models, noise
 from tmtool.batches import Feed
 from tmtool.device import Compute
@@ -31,9 +31,8 @@ SEED = 3
 def spec_of(folder: Path, inputs: list[str], outputs: list[str], **kwargs: Any) -> ModelSpec:
     files = {core_file("tiny"): folder / core_file("tiny").filename}
     files |= {tokenizer_file(m): folder / tokenizer_file(m).filename for m in OUTPUTS}
-    return ModelSpec(
-        "tiny", "generate", tuple(inputs), tuple(outputs), SEED, files=files, **{"sampling": GREEDY} | kwargs
-    )
+    settings = {"sampling": GREEDY} | kwargs
+    return specs.spec_of("tiny", "generate", tuple(inputs), tuple(outputs), seed=SEED, files=files, **settings)
 
 
 def adapter(spec: ModelSpec) -> Generator:
@@ -45,7 +44,7 @@ def plausible(modality: str, height: int, width: int, seed: int = 0) -> np.ndarr
     m = MODALITIES[modality]
     if m.classes:
         return rng.integers(1, 10, (1, height, width)).astype(np.float32)
-    mean, std = (np.array(v, np.float32)[:, None, None] for v in (m.mean, m.std))
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in specs.moments_of(modality))
     return (mean + std * rng.normal(size=(len(m.bands), height, width))).astype(np.float32)
 
 
@@ -71,7 +70,7 @@ class InjectedNoise:
 
 
 def std_of(name: str) -> np.ndarray:
-    return np.array(MODALITIES[name].std, np.float32)[:, None, None]
+    return np.array(specs.moments_of(name)[1], np.float32)[:, None, None]
 
 
 @pytest.mark.parametrize(
@@ -329,8 +328,9 @@ def test_tables_equal_terratorchs() -> None:
         for key in filter(None, (modality.raw_key, modality.token_key)):
             if modality.classes:
                 continue
-            assert list(modality.mean) == pytest.approx(register.v1_pretraining_mean[key], abs=1e-9)
-            assert list(modality.std) == pytest.approx(register.v1_pretraining_std[key], abs=1e-9)
+            mean, std = specs.moments_of(modality.name)
+            assert list(mean) == pytest.approx(register.v1_pretraining_mean[key], abs=1e-9)
+            assert list(std) == pytest.approx(register.v1_pretraining_std[key], abs=1e-9)
     for size in ("base", "large", "small", "tiny"):
         theirs = register.pretrained_weights[f"terramind_v1_{size}"]
         assert (core_file(size).repo, core_file(size).filename) == (theirs["hf_hub_id"], theirs["hf_hub_filename"])

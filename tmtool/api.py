@@ -35,11 +35,10 @@ from tmtool.datasets import computed, dataset, lazy, making_of
 from tmtool.errors import UsageError
 from tmtool.job import Job, Prepared, Scene, look_at, prepared_of
 from tmtool.modality import Modality, find
-from tmtool.models import RANDOM, Embedding, Sampling
+from tmtool.models import RANDOM, Sampling
 from tmtool.plan import Tiling
-from tmtool.products import Vectors
-from tmtool.provenance import notice_of
-from tmtool.tasks import TASKS
+from tmtool.status import notice_of
+from tmtool.tasks import Embed, Generate, Reconstruct, Tokenize, Vectors
 
 _log = logging.getLogger("tmtool")
 
@@ -91,14 +90,12 @@ def generate(
     Example: `tmtool.generate({"S2L2A": s2, "DEM": "dem.tif"}, "S1GRD")["S1GRD"].sel(band="VV")`
     """
     job = Job(
-        task="generate",
-        outputs=_outputs(out),
+        task=Generate(_outputs(out), Sampling(top_p, top_k, temperature, decoding_steps, timesteps, clip_sigma)),
         model=model,
         weights=_folder(weights),
         offline=offline,
         s2_offset=s2_offset,
         tiling=Tiling(crop, stride, delta),
-        sampling=Sampling(top_p, top_k, temperature, decoding_steps, timesteps, clip_sigma),
         seed=seed,
         batch_size=batch_size,
         device=device,
@@ -135,7 +132,7 @@ def tokenize(
     Example: `tmtool.tokenize("Santiago.tif")["S2L2A_tokens"].rio.to_raster("tokens.tif")`
     """
     job = Job(
-        task="tokenize",
+        task=Tokenize(),
         model=model,
         weights=_folder(weights),
         offline=offline,
@@ -178,13 +175,12 @@ def reconstruct(
     Example: `tmtool.reconstruct(tmtool.tokenize("Santiago.tif"))["S2L2A_rec"].compute()`
     """
     job = Job(
-        task="reconstruct",
+        task=Reconstruct(Sampling(timesteps=timesteps, clip_sigma=clip_sigma)),
         model=model,
         weights=_folder(weights),
         offline=offline,
         s2_offset=s2_offset,
         tiling=Tiling(crop, stride, delta),
-        sampling=Sampling(timesteps=timesteps, clip_sigma=clip_sigma),
         seed=seed,
         batch_size=batch_size,
         device=device,
@@ -243,18 +239,21 @@ def embed(
         if value not in get_args(choices):
             raise UsageError(f"--{option} {value}: choose from {', '.join(get_args(choices))}.")
     job = Job(
-        task="embed",
-        outputs=_outputs(tim),
+        task=Embed(
+            layers=(layer,) if isinstance(layer, int) else tuple(layer),
+            merge=merge,
+            coords=coords,
+            imagined=_outputs(tim),
+            sampling=Sampling(top_p, top_k, temperature),
+            used={find(name).name: find(name).subset(names).bands for name, names in (bands or {}).items()},
+            tuned=Path(checkpoint).absolute() if checkpoint is not None else None,
+            vectors=Vectors(normalize, dtype, pool=pool),
+        ),
         model=model,
         weights=_folder(weights),
         offline=offline,
-        bands={find(name).name: find(name).subset(names).bands for name, names in (bands or {}).items()},
-        checkpoint=Path(checkpoint).absolute() if checkpoint is not None else None,
         s2_offset=s2_offset,
         tiling=Tiling(crop, stride, delta),
-        sampling=Sampling(top_p, top_k, temperature),
-        embedding=Embedding((layer,) if isinstance(layer, int) else tuple(layer), merge, coords),
-        vectors=Vectors(normalize, dtype, pool=pool),
         seed=seed,
         batch_size=batch_size,
         device=device,
@@ -296,7 +295,7 @@ def _inputs(job: Job, raster: Any, modality: str | None) -> list[tuple[Modality 
             raise UsageError("A dict of rasters names the modality of each: give at least one, and no other modality.")
         pairs = list(raster.items())
     else:
-        only = next(iter(job.bands)) if len(job.bands) == 1 else None
+        only = next(iter(job.task.bands)) if len(job.task.bands) == 1 else None
         pairs = [(modality or only, raster)]
     return [
         (None if name is None else _used(job, name), _path(one) if isinstance(one, (str, os.PathLike)) else one)
@@ -311,13 +310,13 @@ def _path(path: str | os.PathLike[str]) -> str:
 def _used(job: Job, name: str) -> Modality:
     """Return a modality with the bands of it that are used."""
     modality = find(name)
-    return modality.subset(job.bands[modality.name]) if modality.name in job.bands else modality
+    return modality.subset(job.task.bands[modality.name]) if modality.name in job.task.bands else modality
 
 
 def _looked_at(job: Job, inputs: Sequence[tuple[Modality | None, Any]]) -> Prepared:
     """Check all that can be known before a model is loaded."""
-    if TASKS[job.task].by_tokenizer and len(inputs) > 1:
-        raise UsageError(f"{job.task} takes one raster at a time, got {len(inputs)}.")
+    if job.task.one_input and len(inputs) > 1:
+        raise UsageError(f"{job.task.name} takes one raster at a time, got {len(inputs)}.")
     sources = [look_at(job, raster, modality) for modality, raster in inputs]
     scene = Scene(tuple((s.modality, s.path) for s in sources), "array", Path())
     return prepared_of(job, scene, sources)

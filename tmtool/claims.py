@@ -225,6 +225,16 @@ def claim(folder: Path, name: str, *, patience_s: float = 120.0) -> Claim | None
     return None
 
 
+def check_writable(folder: Path) -> None:
+    """Raise `OutputError` if a claim could not be written in `folder`, which need not exist yet. Leaves nothing behind."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(prefix=WORK_PREFIX, dir=there):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written to ({error.strerror}).") from error
+
+
 def owner(folder: Path, name: str) -> str | None:
     """Return who claimed `name`, as "host, pid 123, since 2025-01-31T12:00:00+00:00", or None where nobody did."""
     with _named(_path(folder, name)):

@@ -1,7 +1,5 @@
 """Scenes on a Dask cluster: their blocks go out to workers, the products come back in order and are written here."""
 
-import ctypes.util
-import functools
 import logging
 import os
 import socket
@@ -17,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from tmtool import __version__
+from tmtool.compat.libc import keep_freed_memory
 from tmtool.device import Compute, batch_size, cores, cuda_devices, kind_of
 from tmtool.engine import Block, Watch
 from tmtool.errors import ClusterError, DeviceError, ProductError, TmtoolError, UsageError, WeightsError
 from tmtool.job import Job, Prepared
 from tmtool.memory import limit_bytes
 from tmtool.models import RANDOM, ModelSpec
-from tmtool.pipeline import BlockTask, Computed, Models, compute, compute_asked, models_of
+from tmtool.pipeline import BlockTask, Computed, Models, compute, models_of
 from tmtool.progress import Reporter
 from tmtool.provenance import weights_text
 from tmtool.run import Runner, SceneBlocks
@@ -36,7 +35,6 @@ _CONNECT_S = 30.0
 _FIRST_WORKER_S = 120.0
 _LOOK_S = 30.0
 """How often a long wait for a block looks whether there are workers at all."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _SPAWNED_WITH = "distributed.nanny.pre-spawn-environ"
 """What Dask sets for its workers, and for this process: else one thread for numeric libraries, and a threshold of malloc."""
 _AHEAD = 2
@@ -74,9 +72,14 @@ def _distributed() -> Any:
 def check_address(address: str) -> None:
     """Raise `UsageError` if `address` cannot be a cluster's."""
     kind, _, rest = address.partition(":")
-    local = address == "local-cuda" or (kind == "local" and rest.isdigit() and int(rest) > 0)
+    local = _is_local(address) and (address == "local-cuda" or (rest.isdigit() and int(rest) > 0))
     if not (local or (kind in _SCHEMES and rest.startswith("//")) or Path(address).is_file()):
         raise UsageError(f"--cluster {address}: give {_FORMS}.")
+
+
+def _is_local(address: str) -> bool:
+    """Whether a cluster is one of this machine, which is started for the run."""
+    return address == "local-cuda" or address.startswith("local:")
 
 
 def _target(address: str, stack: ExitStack) -> dict[str, Any]:
@@ -111,13 +114,19 @@ def _local(environments: Sequence[Mapping[str, str]]) -> Any:
         return distributed.SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
 
 
-def _local_cuda() -> Any:
-    """Return a cluster of one process for each GPU of this machine: dask-cuda's where it is installed."""
-    if find_spec("dask_cuda"):
-        return import_module("dask_cuda").LocalCUDACluster()
-    count = cuda_devices()
+def _local_count(address: str) -> int:
+    """Return the processes of a cluster of this machine. Raises `DeviceError` where each needs a GPU and there is none."""
+    count = cuda_devices() if address == "local-cuda" else int(address.partition(":")[2])
     if not count:
         raise DeviceError("--cluster local-cuda: this machine has no CUDA device that torch can use.")
+    return count
+
+
+def _local_cuda() -> Any:
+    """Return a cluster of one process for each GPU of this machine: dask-cuda's where it is installed."""
+    count = _local_count("local-cuda")
+    if find_spec("dask_cuda"):
+        return import_module("dask_cuda").LocalCUDACluster()
     shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = shown.split(",") if shown else [str(i) for i in range(count)]
     return _local([{"CUDA_VISIBLE_DEVICES": name} for name in names])
@@ -148,7 +157,7 @@ class Facts:
         if (precisions := other.precisions) != self.precisions:
             yield f"precision {precisions} instead of {self.precisions}"
         for mine, its in zip(self.weights, other.weights, strict=True):
-            if mine != its:
+            if mine != its and None not in (mine, its):
                 yield f"other weights: {weights_text(its)} instead of {weights_text(mine)}"
 
     @property
@@ -157,14 +166,14 @@ class Facts:
         return ", ".join(sorted({compute.precision for compute in self.computes.values()}))
 
 
-def facts(job: Job, kinds: Sequence[tuple[str, ...]]) -> Facts:
-    """Return the facts of this process, for scenes with these kinds of inputs. Raises `WeightsError` and `DeviceError`."""
-    models = models_of(job)
+def facts(job: Job, kinds: Sequence[tuple[str, ...]], dry: bool = False) -> Facts:
+    """Return the facts of this process, for scenes with these kinds of inputs. Raises `WeightsError` and `DeviceError`.
+
+    If `dry`, no weights are fetched, and those that would be are None.
+    """
+    models = Models(job, dry=True) if dry else models_of(job)
     specs = [models.spec(inputs) for inputs in kinds]
-    computes = {
-        compute_asked(j): models.spec_of(j, kinds[0]).compute
-        for j in ([job, job.encoding()] if job.task == "reconstruct" else [job])
-    }
+    computes = {j.compute_asked: models.spec_of(j, kinds[0]).compute for j in job.all_tasks}
     compute = specs[0].compute
     return Facts(
         versions={"tmtool": __version__} | {name: version(name) for name in ("torch", "terratorch", "numpy")},
@@ -191,28 +200,27 @@ def _warn_of_crowds(workers: Collection[Facts], threads: int) -> None:
             )
 
 
+def _side_by_side(workers: Collection[Facts], threads: int) -> int:
+    """Count the workers that are worth a block each at the same time.
+
+    Where they have fewer cores than threads, those that do not spin leave about half of their cores to others.
+    """
+    count = 0
+    for host in {worker.host for worker in workers}:
+        there = [worker for worker in workers if worker.host == host]
+        fit = there[0].cores // threads if threads else len(there)
+        count += min(len(there), max(1, fit if any(worker.spins for worker in there) else 2 * fit))
+    return count
+
+
 class _Unfit(Exception):
     """A worker would compute something else. The arguments are its address and why."""
-
-
-@functools.cache
-def _malloc_as_usual() -> None:
-    """Let glibc keep freed memory, as it does when it is not told otherwise.
-
-    Dask sets `MALLOC_TRIM_THRESHOLD_` for its workers, after which every tensor on a CPU is mapped and unmapped: a tile
-    takes three times as long. These are the thresholds that glibc comes to by itself.
-    """
-    if os.environ.get("MALLOC_TRIM_THRESHOLD_") and (libc := ctypes.util.find_library("c")):
-        mallopt = getattr(ctypes.CDLL(libc), "mallopt", None)  # glibc has it, musl and macOS do not
-        if mallopt:
-            mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-            mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
 def _on_worker(task: BlockTask, kinds: Sequence[tuple[str, ...]], expected: Facts) -> Computed:
     """Compute a block on a worker, which may have come after the others were looked at."""
     address = _distributed().get_worker().address
-    _malloc_as_usual()
+    keep_freed_memory()
     if found := list(expected.differences(facts(task.job, kinds))):
         raise _Unfit(address, "; ".join(found))
     try:
@@ -224,12 +232,13 @@ def _on_worker(task: BlockTask, kinds: Sequence[tuple[str, ...]], expected: Fact
 class Cluster:
     """The workers, and the blocks that are with them: those of the scenes begun first go first."""
 
-    def __init__(self, client: Any, job: Job) -> None:
-        self.client, self.job = client, _anywhere(job)
+    def __init__(self, client: Any, job: Job, *, dry: bool = False) -> None:
+        self.client, self.job, self.dry = client, _anywhere(job), dry
         self.kinds: list[tuple[str, ...]] = []
         self.expected: Facts | None = None
         self.scenes: deque[ClusterScene] = deque()
         self.begun = self.total = 0
+        self.side_by_side = self.share = 1  # workers that compute at once: of all scenes, and of each
 
     def inspect(self, kinds: Sequence[tuple[str, ...]]) -> Facts:
         """Look at all workers; return what they have in common, the least of what they have room for.
@@ -238,7 +247,7 @@ class Cluster:
         Raises `WeightsError` or `DeviceError` if workers differ, or lack what the job needs.
         """
         self.kinds = list(kinds)
-        found: dict[str, Any] = self.client.run(facts, self.job, self.kinds, on_error="return")
+        found: dict[str, Any] = self.client.run(facts, self.job, self.kinds, self.dry, on_error="return")
         for address, what in found.items():
             if isinstance(what, TmtoolError):
                 raise type(what)(f"worker {address}: {what}")
@@ -251,7 +260,9 @@ class Cluster:
         hosts = [what.host for what in found.values()]
         memory = min((what.memory[0] // hosts.count(what.host), what.memory[1]) for what in found.values())
         computes = {asked: c.as_threaded_here() for asked, c in first.computes.items()}
-        _warn_of_crowds(found.values(), max(c.threads for c in computes.values()))
+        threads = max(c.threads for c in computes.values())
+        _warn_of_crowds(found.values(), threads)
+        self.side_by_side = _side_by_side(found.values(), threads)
         self.expected = replace(first, computes=computes, batch=min(f.batch for f in found.values()), memory=memory)
         return self.expected
 
@@ -319,7 +330,7 @@ class ClusterScene:
         self._cluster, self._prepared, self._reporter = cluster, _seen_from_anywhere(prepared), reporter
         self._task = (batch, spec.compute.threads)
         self.watch = Watch()
-        self.row_blocks: Sequence[range] = prepared.plan.row_blocks()
+        self.row_blocks: Sequence[range] = prepared.plan.row_blocks(cluster.share)
         self.waiting: deque[BlockTask] = deque()
         self.flying: deque[tuple[BlockTask, Any]] = deque()
         self.empty_tiles, self.batch_in_force = 0, batch
@@ -372,32 +383,44 @@ class ClusterScene:
 class ClusterRunner(Runner):
     """Runs the prepared scenes of one job on a cluster; products are written by this process.
 
-    The cluster is connected to, or started, when there is work for it; `stack` ends that.
+    The cluster is connected to, or started, when there is work for it; `stack` ends that. A `dry` runner connects to one
+    that is elsewhere, and starts none.
     """
 
-    def __init__(self, job: Job, address: str, stack: ExitStack, reporter: Reporter | None = None) -> None:
-        super().__init__(job, reporter)
+    def __init__(
+        self, job: Job, address: str, stack: ExitStack, reporter: Reporter | None = None, *, dry: bool = False
+    ) -> None:
+        super().__init__(job, reporter, dry=dry)
         check_address(address)
         self._address, self._stack = address, stack
 
     def expect(self, prepared: Sequence[Prepared]) -> None:
         """Look at the workers: they must have the weights that this machine has."""
-        self._cluster = Cluster(self._stack.enter_context(connect(self._address)), self.job)
         kinds = list(dict.fromkeys(tuple(p.sources) for p in prepared))
+        if _is_local(self._address):
+            count = _local_count(self._address)
+            super().expect(prepared)  # what fails there fails on all workers
+            if self.dry:
+                here = facts(self.job, kinds, dry=True)
+                self._expected = replace(here, memory=(here.memory[0] // count, here.memory[1]))
+                return
+        self._cluster = Cluster(self._stack.enter_context(connect(self._address)), self.job, dry=self.dry)
         found = self._expected = self._cluster.inspect(kinds)
         if (theirs := found.versions["tmtool"]) != __version__:
             raise DeviceError(f"The workers have tmtool {theirs}, this machine has {__version__}. Install one of them.")
-        self.models = Models(self.job, found.computes)
+        self.models = Models(self.job, found.computes, dry=self.dry)
         for inputs, weights in zip(kinds, found.weights, strict=True):
-            if (mine := self.models.weights(self.models.spec(inputs))) != weights:
+            mine = self.models.weights(self.models.spec(inputs))
+            if mine != weights and None not in (mine, weights):
                 raise WeightsError(
                     f"The workers have other weights than this machine: {weights_text(weights)} instead of "
                     f"{weights_text(mine)}. Give all of them the same --weights folder, or fetch again."
                 )
 
     def announce(self, due: Sequence[Prepared]) -> None:
-        """Be told of the scenes that will be run: count their blocks."""
-        self._cluster.total = sum(len(p.plan.row_blocks()) for p in due)
+        """Be told of the scenes that will be run: share out the workers, and count the blocks."""
+        self._cluster.share = self._cluster.side_by_side // len(due)
+        self._cluster.total = sum(len(p.plan.row_blocks(self._cluster.share)) for p in due)
 
     def has_room(self, begun: int) -> bool:
         """Return whether another scene should be begun, so that workers do not run out of blocks."""
@@ -415,7 +438,7 @@ class ClusterRunner(Runner):
         return self._expected.memory
 
     def _held_bytes(self, prepared: Prepared, parts: int) -> int:
-        rows = max(len(rows) for rows in prepared.plan.row_blocks())
+        rows = max(len(rows) for rows in prepared.plan.row_blocks(self._cluster.share))
         pixels = rows * prepared.width(parts)
         return _AHEAD * sum(pixels * p.layout.pixel_bytes // p.spec.scale**2 for p in prepared.products)
 
@@ -423,7 +446,7 @@ class ClusterRunner(Runner):
 def _anywhere(job: Job) -> Job:
     """Return a job that means the same in another folder."""
     weights = job.weights if job.weights in (None, RANDOM) else os.path.abspath(job.weights)
-    return replace(job, weights=weights, checkpoint=job.checkpoint.absolute() if job.checkpoint else None)
+    return replace(job, weights=weights, task=job.task.anywhere())
 
 
 def _seen_from_anywhere(prepared: Prepared) -> Prepared:

@@ -19,20 +19,21 @@ from tmtool.grid import Grid, Strip
 from tmtool.job import Job, Prepared
 from tmtool.pipeline import BlockTask, Computed, compute, models_of, part
 from tmtool.products import Product, check_statistics
-from tmtool.provenance import check_tokenizer, provenance_of
+from tmtool.provenance import Provenance
+from tmtool.status import provenance_of
 from tmtool.stitch import SceneMean
-from tmtool.writer import Statistics, provenance_tags
+from tmtool.writer import Statistics
 
 _log = logging.getLogger("tmtool")
 
 
 @dataclass(frozen=True)
 class Making:
-    """How a scene's products are made, all of them known to be possible; `said` is what they say of it."""
+    """How a scene's products are made, all of them known to be possible; `provenance` is what they say of it."""
 
     job: Job
     prepared: Prepared
-    said: Mapping[str, Any]
+    provenance: Provenance
     batch: int
     threads: int
 
@@ -46,11 +47,11 @@ def making_of(job: Job, prepared: Prepared) -> Making:
     """Find the weights, and decide what decides rounding as a run of the command does."""
     models = models_of(job)
     spec = models.spec(tuple(prepared.sources))
-    said = provenance_of(job, prepared, spec, models.weights(spec))
-    check_tokenizer(prepared, said)
+    provenance = provenance_of(job, prepared, spec, models.weights(spec))
+    job.task.check_made(prepared.sources, provenance)
     batch = min(job.batch_size or batch_size(spec.compute), len(prepared.plan))
-    said |= {"batch_size": batch, "threads": spec.compute.threads}
-    return Making(job, prepared, said, batch, spec.compute.threads)
+    provenance = replace(provenance, batch_size=batch)
+    return Making(job, prepared, provenance, batch, spec.compute.threads)
 
 
 def computed(making: Making) -> dict[str, NDArray[Any]]:
@@ -82,7 +83,7 @@ def lazy(making: Making, least: int) -> dict[str, Any]:
     import dask.array
 
     prepared, plan = making.prepared, making.prepared.plan
-    name = f"{making.job.task}-{uuid.uuid4().hex}"
+    name = f"{making.job.task.name}-{uuid.uuid4().hex}"
     rows = plan.even_blocks(least)
     # the arrays that a scene holds are fields of dataclasses, where dask looks for them: their rows are computed before
     tasks = [dask.delayed(_block)(making.task(r), dask_key_name=f"{name}-{i}") for i, r in enumerate(rows)]
@@ -186,11 +187,11 @@ def _centres(grid: Grid, y: str, x: str) -> dict[str, Any]:
 def _attributes(making: Making, product: Product) -> dict[str, Any]:
     """Return what a product says of itself: as rioxarray has it of a file, classes as CF has them."""
     layout = product.layout
-    said = dict(making.said) | {"modality": product.modality} | dict(product.about)
+    about: dict[str, Any] = {"modality": product.modality} | dict(product.about)
     if any(p.holes for p in making.prepared.products):
-        said |= {"validity": f"{product.modality}_valid.tif"}
-    if product.holes:
-        said |= {"task": "validity"}
+        about |= {"validity": f"{product.modality}_valid.tif"}
+    made = making.provenance.with_details(**about)
+    made = replace(made, task="validity") if product.holes else made
     found: dict[str, Any] = {"long_name": layout.bands if len(layout.bands) > 1 else layout.bands[0]}
     if layout.unit:
         found["units"] = layout.unit
@@ -201,4 +202,4 @@ def _attributes(making: Making, product: Product) -> dict[str, Any]:
         found["flag_values"] = np.arange(len(names), dtype=layout.dtype)
         found["flag_meanings"] = " ".join(name.replace(" ", "_").replace("/", "_") for name in names)
         found["flag_colors"] = " ".join(colours)
-    return found | provenance_tags(said)
+    return found | made.tags()

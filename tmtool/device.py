@@ -3,7 +3,9 @@
 import functools
 import os
 import platform
+import shutil
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from tmtool.errors import DeviceError
@@ -65,8 +67,21 @@ def resolve(device: str = "auto", precision: str = "auto", compile: str = "auto"
     precisions = {_precision(precision.lower(), name) for name in names}
     if len(precisions) > 1:
         raise DeviceError(f"--device {device}: not all of them have bfloat16. Choose a --precision for all.")
+    if compile == "on":
+        _check_compiler(names[0])
     compute = Compute(names[0], precisions.pop(), tuple(names[1:]), compiled=compile == "on")
     return compute.as_threaded_here()
+
+
+def _check_compiler(device: str) -> None:
+    """Raise `DeviceError` where `torch.compile` has nothing to compile with."""
+    compiler = os.environ.get("CXX") or ("clang++" if platform.system() == "Darwin" else "g++")
+    if device == "cpu" and not shutil.which(compiler):
+        raise DeviceError(
+            f"--compile on: needs a C++ compiler, and {compiler} is not here. Set CXX, or use --compile off."
+        )
+    if device.startswith("cuda") and not find_spec("triton"):
+        raise DeviceError("--compile on: needs Triton, which is not installed. Use --compile off.")
 
 
 def _threads() -> int:
@@ -120,11 +135,12 @@ def _has_bf16(device: str) -> bool:
         import torch
 
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device == "cpu" and bool({"amx_bf16", "avx512_bf16"} & _cpu_flags())
+    return device == "cpu" and bool({"amx_bf16", "avx512_bf16"} & cpu_flags())
 
 
 @functools.cache
-def _cpu_flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
+    """Return what an x86 processor says that it can, in Linux's words; nothing elsewhere."""
     info = Path("/proc/cpuinfo")
     if platform.machine() not in ("x86_64", "AMD64") or not info.exists():
         return frozenset()

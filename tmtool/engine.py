@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from tmtool.batches import Feed, RollingRows, TileInput, collate, load, read_ahead
-from tmtool.grid import PATCH, BoolArray, FloatArray, OutputSpec, Strip, Tile, TileBatch
+from tmtool.grid import BoolArray, FloatArray, OutputSpec, Strip, Tile, TileBatch
 from tmtool.lanes import Lanes
 from tmtool.models import TileModel
 from tmtool.plan import TilePlan, hull
@@ -189,14 +189,16 @@ def patch_feed(engine: Engine, fill: tuple[float, ...], stop: Callable[[], int])
     Rows of patches from `stop()` on will not be asked for: what is read ahead ends there.
     """
 
+    scale = engine.specs[0].scale
+
     def start(row: int) -> Generator[Strip, None, None]:
-        rows = range(row * PATCH, min(stop() * PATCH, engine.plan.shape[0]))
+        rows = range(row * scale, min(stop() * scale, engine.plan.shape[0]))
         with closing(engine.strips(rows)) as strips:
             for _, strip in strips:
                 yield strip
 
-    with closing(RollingRows(start, engine.plan.size // PATCH)) as rows:
-        yield Feed(rows.read, fill, PATCH, computed=True)
+    with closing(RollingRows(start, engine.plan.size // scale)) as rows:
+        yield Feed(rows.read, fill, scale, computed=True)
 
 
 class Lazy:

@@ -8,9 +8,6 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
-PATCH = 16
-"""Side of the ViT's patch in source pixels; one token or embedding covers one patch."""
-
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 

@@ -15,12 +15,12 @@ from tmtool.batches import Feed, load
 from tmtool.device import Compute
 from tmtool.errors import InputError, OutputError, UsageError
 from tmtool.grid import Grid, Tile
-from tmtool.modality import MODALITIES, OUTPUTS, Modality
-from tmtool.models import Embedding, ModelEntry, ModelSpec, Sampling
+from tmtool.modality import Modality
+from tmtool.models import ModelEntry, ModelSpec
 from tmtool.plan import TilePlan, Tiling
-from tmtool.products import Product, Vectors
-from tmtool.source import Reader, Source, check_one_grid, inspect, token_source
-from tmtool.tasks import TASKS
+from tmtool.products import Product
+from tmtool.source import Reader, Source, check_one_grid
+from tmtool.tasks import Task
 from tmtool.writer import disk_bytes
 
 STRIPS_AHEAD = 2
@@ -29,24 +29,17 @@ STRIPS_AHEAD = 2
 
 @dataclass(frozen=True)
 class Job:
-    """What to do with every scene of a run.
+    """What to do with every scene of a run: the task, the model that does it, and where and how it runs.
 
-    `outputs` are the modalities to generate, or to imagine for `embed` (TiM); `bands` names the bands of inputs that are
-    not used whole; `checkpoint` is a fine-tuned backbone.
+    `weights` is a folder, "random", or None for the hub; `max_memory` is in bytes.
     """
 
-    task: str
-    outputs: tuple[str, ...] = ()
+    task: Task
     model: str = "base"
     weights: str | None = None
     offline: bool = False
-    bands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    checkpoint: Path | None = None
     s2_offset: float | None = None
     tiling: Tiling = field(default_factory=Tiling)
-    sampling: Sampling = field(default_factory=Sampling)
-    embedding: Embedding = field(default_factory=Embedding)
-    vectors: Vectors = field(default_factory=Vectors)
     seed: int = 0
     batch_size: int | None = None
     device: str = "auto"
@@ -56,68 +49,47 @@ class Job:
     resume: bool = True
     max_memory: int | None = None
 
+    @property
+    def entry(self) -> ModelEntry:
+        """What the model says of itself. Raises `UsageError` if there is none of this name."""
+        return models.find(self.model)
+
     def check(self) -> list[str]:
         """Raise `UsageError` for options that cannot work together; return notes."""
-        entry = models.find(self.model)
-        option = "--tim" if self.task == "embed" else "--out"
-        for output in self.outputs:
-            if output not in entry.outputs:
-                why = f" ({entry.absent[output]})" if output in entry.absent else ""
-                raise UsageError(
-                    f"{option}: --model {self.model} cannot make {output}{why}; it makes {', '.join(entry.outputs)}."
-                )
-        if len(set(self.outputs)) < len(self.outputs) or (self.task == "generate" and not self.outputs):
-            raise UsageError(f"{option} names the same modality twice, or none: {','.join(self.outputs)}.")
-        if self.task == "embed":
-            self._check_embedding(entry)
+        if not issubclass(type(self.task.request(())), self.entry.requests):
+            raise UsageError(f"--model {self.model}: {self.entry.title} cannot {self.task.name}.")
+        self.task.check(self.model, self.entry)
+        if self.task.checkpoint and self.weights == models.RANDOM:
+            raise UsageError("--checkpoint and --weights random: choose one.")
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"--batch-size {self.batch_size} must be at least 1, or auto.")
-        self.sampling.check()
-        return self.tiling.check(on_patch_grid=TASKS[self.task].on_patch_grid)
-
-    def _check_embedding(self, entry: ModelEntry) -> None:
-        layers, merge = self.embedding.layers, self.embedding.merge
-        if bad := [n for n in layers if not -entry.depth <= n < entry.depth]:
-            raise UsageError(
-                f"--layer {bad[0]}: --model {self.model} has layers 0 to {entry.depth - 1} (-1 is the last)."
-            )
-        if not layers or len({n % entry.depth for n in layers}) < len(layers):
-            raise UsageError(f"--layer names the same layer twice, or none: {','.join(map(str, layers))}.")
-        if self.outputs and self.bands:
-            raise UsageError("--tim imagines from whole modalities: leave out --bands.")
-        if self.outputs and merge == "dict":
-            raise UsageError("--tim and --merge dict: the imagined modality would not show; use mean, max or concat.")
-        if self.embedding.coords and not entry.coords:
-            raise UsageError(f"--coords: --model {self.model} takes no coordinates.")
-        if self.checkpoint is not None:
-            if not self.checkpoint.is_file():
-                raise UsageError(f"--checkpoint {self.checkpoint}: no such file.")
-            if self.weights == models.RANDOM:
-                raise UsageError("--checkpoint and --weights random: choose one.")
+        return self.tiling.check(self.entry.patch, on_patch_grid=self.task.on_patch_grid)
 
     def spec(self, inputs: tuple[str, ...], compute: Compute | None = None) -> ModelSpec:
         """Return what the model of a scene with these inputs computes; where its weights lie is still open."""
         return ModelSpec(
             name=self.model,
-            task=self.task,
+            request=self.task.request(inputs),
             inputs=inputs,
-            outputs=inputs if self.task == "reconstruct" else self.outputs,
             seed=self.seed,
-            sampling=self.sampling,
             compute=compute or Compute(),
-            embedding=self.embedding,
-            bands={m: bands for m, bands in self.bands.items() if m in inputs},
-            checkpoint=self.checkpoint,
+            bands={m: bands for m, bands in self.task.bands.items() if m in inputs},
         )
 
-    def encoding(self) -> "Job":
-        """Return the job that makes the tokens that this one decodes.
+    def doing(self, task: Task) -> "Job":
+        """Return the job that does another task in the same way."""
+        return replace(self, task=task)
 
-        Its precision is float32 unless another is asked for: tokens are discrete, and rounding flips some of them.
-        """
-        return replace(
-            self, task="tokenize", outputs=(), precision="fp32" if self.precision == "auto" else self.precision
-        )
+    @property
+    def all_tasks(self) -> "list[Job]":
+        """This job, and before it the one whose products it may have to make on the way."""
+        before = self.task.before
+        return [self, *([self.doing(before)] if before else [])]
+
+    @property
+    def compute_asked(self) -> tuple[str, str, str]:
+        """The device, the precision and the compiling that the model is asked for."""
+        return self.device, self.task.precision(self.precision), self.compile
 
 
 @dataclass(frozen=True)
@@ -183,8 +155,7 @@ class Prepared:
 
 def target(scene: Scene, product: Product) -> Path:
     """Return the final path of a product."""
-    stem = scene.stem.removesuffix(f"_{product.modality}_tokens") if product.suffix.endswith("_rec") else scene.stem
-    return scene.folder / f"{stem}_{product.suffix}{product.format.ending}"
+    return scene.folder / f"{scene.stem.removesuffix(product.drop)}_{product.suffix}{product.format.ending}"
 
 
 def prepare(job: Job, scene: Scene, *, writes: bool = True) -> Prepared:
@@ -197,8 +168,7 @@ def prepare(job: Job, scene: Scene, *, writes: bool = True) -> Prepared:
 
 def look_at(job: Job, raster: Any, modality: Modality | None) -> Source:
     """Look at one input of a job: a path, or what xarray has of a raster or of tokens. Raises `InputError`."""
-    tokens = token_source(raster) if TASKS[job.task].from_tokens else None
-    return tokens or inspect(raster, modality, job.s2_offset)
+    return job.task.look_at(raster, modality, job.s2_offset, job.entry)
 
 
 def prepared_of(job: Job, scene: Scene, found: Sequence[Source]) -> Prepared:
@@ -210,32 +180,12 @@ def prepared_of(job: Job, scene: Scene, found: Sequence[Source]) -> Prepared:
             raise InputError(f"{source.path}: is {name}, as {sources[name].path} is already.")
         sources[name] = source
     for source in sources.values():
-        _check_taken(job, source)
+        job.task.check_source(source, job.model, job.entry)
     check_one_grid(list(sources.values()))
-    products = TASKS[job.task].products(job.spec(tuple(sources)), job.vectors)
-    prepared = Prepared(scene, sources, TilePlan(next(iter(sources.values())).grid.shape, job.tiling), products)
-    if job.embedding.coords and prepared.grid.crs is None:
-        raise InputError(f"{scene.path}: has no CRS, so its coordinates are not known; leave out --coords.")
-    return prepared
-
-
-def _check_taken(job: Job, source: Source) -> None:
-    """Raise `InputError` if the job's model does not take what a raster is."""
-    name, entry = source.modality.name, models.find(job.model)
-    if TASKS[job.task].by_tokenizer and name not in entry.outputs:
-        why = f" in --model {job.model}" if name in OUTPUTS else ""
-        raise InputError(
-            f"{source.path}: is {name}, which has no tokenizer{why}; {job.task} takes {', '.join(entry.outputs)}."
-        )
-    if not TASKS[job.task].by_tokenizer and name not in entry.inputs:
-        raise InputError(
-            f"{source.path}: is {name}, which --model {job.model} does not take ({', '.join(entry.inputs)})."
-        )
-    if name in job.outputs and MODALITIES[name].raw_key is None:
-        option = "--tim" if job.task == "embed" else "--out"
-        raise InputError(
-            f"{source.path}: is {name}, and {option} asks for {name} too; TerraMind cannot do both at once."
-        )
+    grid = next(iter(sources.values())).grid
+    job.task.check_grid(scene.path, grid)
+    products = job.task.products(job.spec(tuple(sources)), job.entry)
+    return Prepared(scene, sources, TilePlan(grid.shape, job.tiling, job.entry.patch), products)
 
 
 def _check_targets(prepared: Prepared) -> None:
@@ -258,6 +208,12 @@ def _same_file(path: Path, other: str) -> bool:
     return os.path.exists(other) and path.samefile(other)
 
 
+def fill_of(job: Job, source: Source) -> tuple[float, ...]:
+    """Return what stands in for pixels without data, one value a band: the mean that the model was trained on."""
+    modality = source.modality
+    return job.entry.moments(modality)[0] if source.scale == 1 else (float(modality.middle_token),)
+
+
 DEVICE_CLASSES = {
     "laptop CPU, 8 cores, fp32": 0.5,
     "2 server cores with AMX, bf16": 0.8,
@@ -271,11 +227,11 @@ DEVICE_CLASSES = {
 def estimate_seconds(job: Job, prepared: Prepared, tflops: float, share: float = 1.0) -> float:
     """Estimate a scene's run time on hardware that sustains `tflops`, if `share` of its tiles are not empty."""
     spec = job.spec(tuple(prepared.sources))
-    per_tile = models.find(job.model).tflop_per_tile(spec, prepared.plan.size)
+    per_tile = job.entry.tflop_per_tile(spec, prepared.plan.size)
     return per_tile * len(prepared.plan) * share / tflops
 
 
-def empty_share(prepared: Prepared, samples: int = 64) -> float:
+def empty_share(job: Job, prepared: Prepared, samples: int = 64) -> float:
     """Estimate the share of tiles without valid pixels, from at most `samples` tiles spread evenly over the scene."""
     plan = prepared.plan
     index = np.unique(np.linspace(0, len(plan) - 1, min(samples, len(plan))).round().astype(int))
@@ -283,7 +239,7 @@ def empty_share(prepared: Prepared, samples: int = 64) -> float:
     empty = 0
     with contextlib.ExitStack() as stack:
         readers = {m: stack.enter_context(Reader(s)) for m, s in prepared.sources.items()}
-        feeds = {m: Feed(r.read, r.source.modality.mean, r.source.scale) for m, r in readers.items()}
+        feeds = {m: Feed(r.read, fill_of(job, r.source), r.source.scale) for m, r in readers.items()}
         for i in index.tolist():
             r, c = divmod(i, cols)
             tile = Tile(i, r, c, plan.origin(r), plan.origin(c), plan.size)

@@ -1,12 +1,13 @@
 """Batches on several devices at once, or on one while the results before are stitched: a lane is a thread with a model."""
 
-import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Generic, TypeVar
+
+from tmtool.compat.cpython import interrupt
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,8 +48,8 @@ class Lanes(Generic[T, R]):
         unfinished = any(not future.done() for future in self._flying)
         for thread in self._threads:
             self._todo.put(None)
-            if unfinished and thread.ident is not None:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_Dropped))
+            if unfinished:
+                interrupt(thread, _Dropped)
         for thread in self._threads:
             thread.join()
 

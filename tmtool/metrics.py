@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmtool.errors import ReadError
-from tmtool.grid import PATCH, BoolArray
-from tmtool.modality import Modality
+from tmtool.grid import BoolArray
+from tmtool.modality import TOKEN_PX, Modality
 
 RANGE_STDS = 6
 """Data range of PSNR and SSIM, in pretraining standard deviations of the band: the same for every raster of a modality."""
@@ -22,11 +22,11 @@ class Comparison:
     """How well a reconstruction agrees with its input.
 
     Call `add` for all strips of a raster `width` px wide, then `finish`, then `result`. The data range of PSNR and SSIM
-    is 6 pretraining standard deviations of the band, so that figures of different rasters can be compared.
+    is 6 of the band's `stds`, those that the model was trained on, so that figures of different rasters can be compared.
     """
 
-    def __init__(self, modality: Modality, width: int) -> None:
-        self._measure = _Confusion(modality) if modality.classes else _Errors(modality, width)
+    def __init__(self, modality: Modality, width: int, stds: Sequence[float]) -> None:
+        self._measure = _Confusion(modality) if modality.classes else _Errors(modality, width, stds)
 
     def add(self, reference: NDArray[Any], values: NDArray[Any], valid: BoolArray) -> None:
         """Take the next rows: input and reconstruction `(bands, h, W)` in the modality's unit, validity `(h, W)`.
@@ -58,10 +58,10 @@ class Comparison:
 class _Errors:
     """A comparison of quantities."""
 
-    def __init__(self, modality: Modality, width: int) -> None:
+    def __init__(self, modality: Modality, width: int, stds: Sequence[float]) -> None:
         bands = len(modality.bands)
         self._modality = modality
-        self._ranges = [RANGE_STDS * std for std in modality.std]
+        self._ranges = [RANGE_STDS * std for std in stds]
         self._pixels = self._windows = 0
         self._absolute, self._squared, self._ssim = np.zeros((3, bands))
         # The last 6 rows: reference, values, valid. float32 holds 16 bit integers exactly and gives way to float64.
@@ -197,7 +197,7 @@ class CodeUse:
         """
         cells = int(self._counts.sum())
         share = self._counts[self._counts > 0] / max(cells, 1)
-        bits = math.log2(len(self._counts)) / PATCH**2
+        bits = math.log2(len(self._counts)) / TOKEN_PX**2
         return {
             "cells": cells,
             "codes_used": len(share),

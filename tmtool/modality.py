@@ -1,7 +1,6 @@
-"""What each modality is: bands, unit, standardisation and how it is written.
+"""What is true of each kind of data: bands, unit, classes, codebook, and how it is written.
 
-Means and standard deviations are TerraMind v1's pretraining statistics (`v1_pretraining_mean`, `v1_pretraining_std` in
-terratorch's `terramind_register`); a test holds them equal to that table.
+What a model makes of it, such as the statistics that it was trained on, is the model's to say.
 """
 
 import math
@@ -29,6 +28,8 @@ S2_NAMES = {  # terratorch's band names, which stacked rasters often carry
 
 _BAND_ALIASES = (("RED", "R"), ("GREEN", "G"), ("BLUE", "B"), ("DEM", "ELEVATION"))
 TOKEN_NODATA = 65_535
+TOKEN_PX = 16
+"""Side of what one token stands for, in source px: the patch of TerraMind's tokenizers."""
 
 LULC_CLASSES = (
     ("no data", "#000000"),
@@ -48,7 +49,7 @@ LULC_CLASSES = (
 class Modality:
     """One kind of raster that TerraMind knows.
 
-    `mean` and `std` have one value a band, in `unit`. `raw_key` is the model's key for pixels as they are, `token_key`
+    `raw_key` is the model's key for pixels as they are, `token_key`
     the one for tokens of the modality's tokenizer; either may be absent. `dtype`, `nodata`, `scale` and `valid_range`
     describe the product. `classes` holds (name, colour) of each class where the values are classes.
     """
@@ -56,8 +57,6 @@ class Modality:
     name: str
     bands: tuple[str, ...]
     unit: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     raw_key: str | None = None
     token_key: str | None = None
     dtype: str = "float32"
@@ -86,8 +85,7 @@ class Modality:
         if len(set(chosen)) < len(chosen) or not chosen or self.raw_key is None:
             why = "is taken as tokens, whole" if self.raw_key is None else "needs each band once"
             raise UsageError(f"--bands {self.name}={','.join(names)}: {self.name} {why}.")
-        bands, mean, std = (tuple(values[i] for i in chosen) for values in (self.bands, self.mean, self.std))
-        return replace(self, bands=bands, mean=mean, std=std)  # type: ignore[arg-type]
+        return replace(self, bands=tuple(self.bands[i] for i in chosen))
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -125,34 +123,6 @@ _ALL = (
         "S2L2A",
         S2_BANDS,
         "DN",
-        (
-            1390.458,
-            1503.317,
-            1718.197,
-            1853.91,
-            2199.1,
-            2779.975,
-            2987.011,
-            3083.234,
-            3132.22,
-            3162.988,
-            2424.884,
-            1857.648,
-        ),
-        (
-            2106.761,
-            2141.107,
-            2038.973,
-            2134.138,
-            2085.321,
-            1889.926,
-            1820.257,
-            1871.918,
-            1753.829,
-            1797.379,
-            1434.261,
-            1334.311,
-        ),
         raw_key="untok_sen2l2a@224",
         token_key="tok_sen2l2a@224",
         dtype="uint16",
@@ -165,52 +135,18 @@ _ALL = (
         "S2L1C",
         (*S2_BANDS[:10], "B10", *S2_BANDS[10:]),
         "DN",
-        (
-            2357.089,
-            2137.385,
-            2018.788,
-            2082.986,
-            2295.651,
-            2854.537,
-            3122.849,
-            3040.56,
-            3306.481,
-            1473.847,
-            506.07,
-            2472.825,
-            1838.929,
-        ),
-        (
-            1624.683,
-            1675.806,
-            1557.708,
-            1833.702,
-            1823.738,
-            1733.977,
-            1732.131,
-            1679.732,
-            1727.26,
-            1024.687,
-            442.165,
-            1331.411,
-            1160.419,
-        ),
         raw_key="untok_sen2l1c@224",
     ),
     Modality(
         "RGB",
         ("R", "G", "B"),
         "0-255",
-        (87.271, 80.931, 66.667),
-        (58.767, 47.663, 42.631),
         raw_key="untok_sen2rgb@224",
     ),
     Modality(
         "S1GRD",
         ("VV", "VH"),
         "dB",
-        (-12.599, -20.293),
-        (5.195, 5.890),
         raw_key="untok_sen1grd@224",
         token_key="tok_sen1grd@224",
         codebook=_FSQ_16K,
@@ -219,8 +155,6 @@ _ALL = (
         "S1RTC",
         ("VV", "VH"),
         "dB",
-        (-10.93, -17.329),
-        (4.391, 4.459),
         raw_key="untok_sen1rtc@224",
         token_key="tok_sen1rtc@224",
         codebook=_FSQ_16K,
@@ -229,8 +163,6 @@ _ALL = (
         "DEM",
         ("elevation",),
         "m",
-        (670.665,),
-        (951.272,),
         raw_key="untok_dem@224",
         token_key="tok_dem@224",
         codebook=_FSQ_16K,
@@ -239,8 +171,6 @@ _ALL = (
         "LULC",
         ("class",),
         "class",
-        (0.0,),
-        (1.0,),
         token_key="tok_lulc@224",
         dtype="uint8",
         nodata=0,
@@ -251,8 +181,6 @@ _ALL = (
         "NDVI",
         ("NDVI",),
         "1",
-        (0.327,),
-        (0.322,),
         token_key="tok_ndvi@224",
         valid_range=(-1.0, 1.0),
         codebook=_FSQ_16K,

@@ -15,16 +15,15 @@ from tmtool import models
 from tmtool.batches import Feed
 from tmtool.device import Compute, resolve
 from tmtool.engine import Block, Engine, Lazy, Watch, finished, patch_feed
-from tmtool.grid import PATCH, BoolArray, FloatArray, Window
-from tmtool.job import Job, Prepared
+from tmtool.grid import BoolArray, FloatArray, OutputSpec, Window
+from tmtool.job import Job, Prepared, fill_of
 from tmtool.memory import BackOff, loading
 from tmtool.modality import MODALITIES
-from tmtool.models import ModelSpec
-from tmtool.models.weights import WeightFile, digest, local_file, locate
+from tmtool.models import ModelEntry, ModelSpec
+from tmtool.models.weights import WeightFile, check_file, digest, local_file, locate, to_fetch
 from tmtool.plan import hull
-from tmtool.products import tokenised
 from tmtool.source import Reader, Source, centres, set_block_cache
-from tmtool.tasks import TASKS
+from tmtool.tasks import Task
 
 _log = logging.getLogger("tmtool")
 
@@ -33,44 +32,68 @@ class Models:
     """The models of one job: what they are, where their weights lie, and those that are built.
 
     `computes` says where models run by what the job asks for, where that is known from elsewhere than this machine.
+    With `dry` nothing is fetched: weights that a run would fetch are left out of what lies where.
     """
 
-    def __init__(self, job: Job, computes: Mapping[tuple[str, str, str], Compute] | None = None) -> None:
-        self.job = job
+    def __init__(
+        self, job: Job, computes: Mapping[tuple[str, str, str], Compute] | None = None, *, dry: bool = False
+    ) -> None:
+        self.job, self._dry = job, dry
+        self._absent: set[WeightFile] = set()
         self._computes = dict(computes or {})
         self._built: dict[tuple[str, str], tuple[ModelSpec, BackOff]] = {}
         self._building = threading.Lock()
         self._most = sys.maxsize  # tiles a batch that the device had room for
         self._digests: dict[Path, str] = {}
+        self._looked_at: set[Path] = set()
+
+    def expect(self, inputs: tuple[str, ...]) -> None:
+        """Check the device and find the weights of scenes with these inputs, what is cheap and quick first.
+
+        Raises `WeightsError` and `DeviceError`, and fetches weights only if all else is well.
+        """
+        if self.job.weights is not None or self.job.offline:
+            self.files(self.job.spec(inputs))
+        self.spec(inputs)
 
     def spec(self, inputs: tuple[str, ...]) -> ModelSpec:
         """Return the model of scenes with these inputs. Raises `WeightsError` and `DeviceError`."""
         return self.spec_of(self.job, inputs)
 
-    def encoding_spec(self, inputs: tuple[str, ...]) -> ModelSpec:
-        """Return what makes the tokens that are decoded."""
-        return self.spec_of(self.job.encoding(), inputs)
-
     def spec_of(self, job: Job, inputs: tuple[str, ...]) -> ModelSpec:
         """Return the model of scenes with these inputs for this job, or the one that makes its tokens."""
-        asked = compute_asked(job)
+        asked = job.compute_asked
         if asked not in self._computes:
             self._computes[asked] = resolve(*asked)  # imports torch, once a process
         spec = job.spec(inputs, self._computes[asked])
         return replace(spec, files=self.files(spec))
 
     def files(self, spec: ModelSpec) -> dict[WeightFile, Path] | None:
-        """Find the weights of a model; None for random ones. Raises `WeightsError`."""
+        """Find the weights of a model, and look once at each file's header; None for random ones. Raises `WeightsError`."""
         if self.job.weights == models.RANDOM:
             return None
-        needed = models.find(self.job.model).files(spec)
-        own = {local_file(spec.checkpoint): spec.checkpoint} if spec.checkpoint else {}
-        return locate(needed, self.job.weights, self.job.offline) | own
+        needed, checkpoint = self.job.entry.files(spec), spec.request.checkpoint
+        own = {local_file(checkpoint): checkpoint} if checkpoint else {}
+        if self._dry:
+            needed = tuple(file for file in needed if file not in self._absent)
+            self._absent.update(to_fetch(needed, self.job.weights, self.job.offline))
+            needed = tuple(file for file in needed if file not in self._absent)
+        found = locate(needed, self.job.weights, self.job.offline) | own
+        for file, path in found.items():
+            if path not in self._looked_at:
+                check_file(file, path, self.job.entry.dim)
+                self._looked_at.add(path)
+        return found
 
     def weights(self, spec: ModelSpec) -> Any:
-        """Return what tells a model's weights from others: their digests by file, or "random"."""
+        """Return what tells a model's weights from others: their digests by file, or "random".
+
+        None if some would have to be fetched.
+        """
         if spec.files is None:
             return models.RANDOM
+        if self._absent.intersection(models.find(spec.name).files(spec)):
+            return None
         self._digests |= {path: digest(path) for path in spec.files.values() if path not in self._digests}
         return {str(file): self._digests[path] for file, path in spec.files.items()}
 
@@ -79,7 +102,7 @@ class Models:
 
         Any thread may ask, and the one that calls the model has to: this sets its threads of an operation.
         """
-        key = spec.task, spec.compute.device
+        key = type(spec.request).__name__, spec.compute.device
         spec.compute.prepare()
         with self._building:
             if key not in self._built or self._built[key][0] != spec:
@@ -95,14 +118,6 @@ class Models:
         """Return the most tiles a batch that the device has been found to have room for."""
         self._most = min([self._most, *(model.size for _, model in self._built.values())])
         return self._most
-
-
-def compute_asked(job: Job) -> tuple[str, str, str]:
-    """Return the device, the precision and the compiling that a job asks for.
-
-    Tokens are encoded in float32 unless it says otherwise.
-    """
-    return job.device, job.encoding().precision if job.task == "tokenize" else job.precision, job.compile
 
 
 class Pipeline:
@@ -122,20 +137,24 @@ class Pipeline:
         self._of = models
         self._engines: list[Engine] = []
         self._models: list[list[Lazy]] = []
-        self._encoded = 0  # rows of patches that are decoded in the end
-        plan, sources = prepared.plan, prepared.sources
+        self._codes: OutputSpec | None = None  # what is made on the way, and decoded
+        self._encoded = 0  # rows of it that are decoded in the end
+        plan, sources, task = prepared.plan, prepared.sources, models.job.task
         feeds = {m: self._feed(source, stack) for m, source in sources.items()}
         for m, source in sources.items():
-            if TASKS[spec.task].from_tokens:
-                if source.scale == 1:
-                    encoding = models.encoding_spec(tuple(sources))
-                    encoding = replace(encoding, compute=replace(encoding.compute, threads=spec.compute.threads))
-                    tokens = tokenised(MODALITIES[m]).spec
-                    encoder = self._engine(encoding, plan, [tokens], {m: feeds[m]}, batch)
-                    fill = (float(MODALITIES[m].middle_token),)
-                    feeds[m] = stack.enter_context(patch_feed(encoder, fill, lambda: self._encoded))
-                feeds |= self._validity(source, stack)
-        centre = centres(prepared.grid) if spec.embedding.coords else None
+            if encoding := task.encoding(source):
+                job = models.job.doing(encoding)
+                encoding_spec = models.spec_of(job, tuple(sources))
+                compute = replace(encoding_spec.compute, threads=spec.compute.threads)
+                self._codes = encoded_spec(encoding, encoding_spec, job.entry)
+                encoder = self._engine(
+                    replace(encoding_spec, compute=compute), plan, [self._codes], {m: feeds[m]}, batch
+                )
+                fill = (float(MODALITIES[m].middle_token),)
+                feeds[m] = stack.enter_context(patch_feed(encoder, fill, lambda: self._encoded))
+            if told := task.validity(source):
+                feeds["validity"] = self._validity(told, stack)
+        centre = centres(prepared.grid) if task.wants_places else None
         self._engine(spec, plan, [p.spec for p in prepared.products], feeds, batch, advance, centre)
 
     def begin(self, columns: Sequence[range], part: int, row: int) -> None:
@@ -144,7 +163,8 @@ class Pipeline:
     def blocks(self, rows: range, cols: range) -> Generator[Block, None, None]:
         """Yield the finished rows of these source rows and columns; see `Engine.blocks`."""
         engine = self._engines[-1]
-        self._encoded = engine.plan.seen(rows, engine.specs, PATCH).stop
+        if self._codes:
+            self._encoded = engine.plan.seen(rows, engine.specs, self._codes.scale).stop
         return engine.blocks(rows, cols)
 
     def _engine(self, spec: ModelSpec, *args: Any) -> Engine:
@@ -163,22 +183,18 @@ class Pipeline:
             self.watch.see(pixels, valid)
             return pixels, valid
 
-        fill = source.modality.mean if source.scale == 1 else (float(source.modality.middle_token),)
-        return Feed(read, fill, source.scale)
+        return Feed(read, fill_of(self._of.job, source), source.scale)
 
     @staticmethod
-    def _validity(source: Source, stack: ExitStack) -> dict[str, Feed]:
-        """Return the feed that tells which pixels of a tokenised raster hold data, if not all do."""
-        told = source if source.scale == 1 else source.validity
-        if told is None:
-            return {}
+    def _validity(told: Source, stack: ExitStack) -> Feed:
+        """Return the feed that tells which pixels hold data, and has none itself."""
         reader = stack.enter_context(Reader(told))
 
         def read(window: Window) -> tuple[FloatArray, BoolArray]:
             pixels, valid = reader.read(window)
             return pixels[:0], valid
 
-        return {"validity": Feed(read, ())}
+        return Feed(read, ())
 
     @property
     def empty_tiles(self) -> int:
@@ -241,22 +257,26 @@ class Computed:
     batch: int
 
 
+def encoded_spec(encoding: Task, spec: ModelSpec, entry: ModelEntry) -> OutputSpec:
+    """Return the output of a task that another one works on: its last product."""
+    return encoding.products(spec, entry)[-1].spec
+
+
 def part(job: Job, prepared: Prepared, rows: range) -> Prepared:
     """Return a scene which holds, of inputs that are arrays, no more rows than the block of these source rows sees."""
     plan, specs = prepared.plan, [product.spec for product in prepared.products]
-    pixels, patches = plan.seen(rows, specs), plan.seen(rows, specs, PATCH)
-    encoded = range(patches.start * PATCH, min(patches.stop * PATCH, plan.shape[0]))
 
     def held(source: Source) -> Source:
         if source.array is None:
             return source
-        if source.scale == PATCH:
-            validity = source.validity and held(source.validity)
-            return replace(source, array=source.array.rows(patches), validity=validity)
-        if TASKS[job.task].from_tokens and not source.made:
-            tokens = tokenised(source.modality).spec
-            return replace(source, array=source.array.rows(hull([pixels, plan.seen(encoded, [tokens])])))
-        return replace(source, array=source.array.rows(pixels))
+        seen = plan.seen(rows, specs, source.scale)
+        if encoding := None if source.made else job.task.encoding(source):
+            codes = encoded_spec(encoding, job.doing(encoding).spec(tuple(prepared.sources)), job.entry)
+            cells = plan.seen(rows, specs, codes.scale)
+            encoded = range(cells.start * codes.scale, min(cells.stop * codes.scale, plan.shape[0]))
+            seen = hull([seen, plan.seen(encoded, [codes])])
+        validity = source.validity and held(source.validity)
+        return replace(source, array=source.array.rows(seen), validity=validity)
 
     return replace(prepared, sources={m: held(source) for m, source in prepared.sources.items()})
 

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmtool.errors import UsageError
-from tmtool.grid import PATCH, Grid, OutputSpec, Placement, Tile, Window, reflect
+from tmtool.grid import Grid, OutputSpec, Placement, Tile, Window, reflect
 
 REPEATED = 0.07
 """Share of a scene's tiles that may be computed twice so that its blocks can be computed apart."""
+REPEATED_BY_IDLE = 0.25
+"""The same where workers would have nothing to do otherwise."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,15 @@ class Tiling:
     stride: int = 192
     delta: int = 8
 
-    def check(self, *, on_patch_grid: bool = False) -> list[str]:
-        """Raise `UsageError` if tiles would leave gaps or split patches; return notes on what works but may be seen."""
-        if self.crop < PATCH or self.crop % PATCH:
-            near = max(PATCH, round(self.crop / PATCH) * PATCH)
+    def check(self, patch: int, *, on_patch_grid: bool = False) -> list[str]:
+        """Raise `UsageError` if tiles would leave gaps or split patches; return notes on what works but may be seen.
+
+        `patch` is the side of the model's patch in px.
+        """
+        if self.crop < patch or self.crop % patch:
+            near = max(patch, round(self.crop / patch) * patch)
             raise UsageError(
-                f"--crop {self.crop} is not a multiple of {PATCH}, the model's patch size. Try --crop {near}."
+                f"--crop {self.crop} is not a multiple of {patch}, the model's patch size. Try --crop {near}."
             )
         if self.delta < 0 or self.stride < 1:
             raise UsageError(f"--stride must be at least 1 and --delta at least 0, got {self.stride} and {self.delta}.")
@@ -40,25 +45,26 @@ class Tiling:
                 f"--stride {self.stride} leaves gaps between tiles: with --crop {self.crop} and --delta {self.delta} it "
                 f"can be at most {self.crop - 2 * self.delta} (crop - 2*delta)."
             )
-        off_grid = [f"--{k} {v}" for k, v in (("stride", self.stride), ("delta", self.delta)) if v % PATCH]
+        off_grid = [f"--{k} {v}" for k, v in (("stride", self.stride), ("delta", self.delta)) if v % patch]
         if on_patch_grid and off_grid:
             raise UsageError(
-                f"Products on the patch grid need multiples of {PATCH}, got {', '.join(off_grid)} (from the command line or "
+                f"Products on the patch grid need multiples of {patch}, got {', '.join(off_grid)} (from the command line or "
                 "TMTOOL_ variables)."
             )
-        if self.stride % PATCH:
+        if self.stride % patch:
             return [
-                f"--stride {self.stride} is no multiple of {PATCH}: neighbouring tiles' patches differ and seams may show."
+                f"--stride {self.stride} is no multiple of {patch}: neighbouring tiles' patches differ and seams may show."
             ]
         return []
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """The tiles of a raster of `shape` (height, width) under `tiling`, in row-major order."""
+    """The tiles of a raster of `shape` (height, width) under `tiling`, in row-major order, for a model of `patch` px."""
 
     shape: tuple[int, int]
     tiling: Tiling
+    patch: int = 16
 
     @property
     def single(self) -> bool:
@@ -68,7 +74,7 @@ class TilePlan:
     @property
     def size(self) -> int:
         """Side of every tile in px."""
-        return -(-max(self.shape) // PATCH) * PATCH if self.single else self.tiling.crop
+        return -(-max(self.shape) // self.patch) * self.patch if self.single else self.tiling.crop
 
     @property
     def delta(self) -> int:
@@ -143,13 +149,17 @@ class TilePlan:
         """Cut the scene into about as many parts of source columns, on the borders of tiles."""
         return self._cut(1, parts)
 
-    def row_blocks(self, least: int = 1) -> list[range]:
-        """Cut the scene into blocks of source rows, on the borders of tiles: at least `least` if there are tile rows for it.
+    def row_blocks(self, workers: int = 1) -> list[range]:
+        """Cut the scene into blocks of source rows, on the borders of tiles, for so many workers.
 
         Blocks that are computed apart repeat the row of tiles that two of them share. There are as many as that takes no
-        more than `REPEATED` of all tiles for, unless more are asked for.
+        more than `REPEATED` of all tiles for. More workers get a block each while that takes no more than
+        `REPEATED_BY_IDLE`, as far as the longest block gets shorter by it.
         """
-        return self._cut(0, max(least, 1 + int(REPEATED * self.counts[0])))
+        count = self.counts[0]
+        usual, most = 1 + int(REPEATED * count), 1 + int(REPEATED_BY_IDLE * count)
+        numbers = range(usual, max(usual, min(workers, most)) + 1)
+        return self._cut(0, min(numbers, key=lambda n: -(-count // n) + (n > 1)))
 
     def even_blocks(self, least: int = 1) -> list[range]:
         """Cut the scene into blocks of source rows as `row_blocks` does, all of one height but for a lower last one.

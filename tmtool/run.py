@@ -21,9 +21,9 @@ from tmtool.memory import fit, limit_bytes
 from tmtool.models import ModelSpec
 from tmtool.pipeline import Models, Pipeline
 from tmtool.progress import Reporter, SilentReporter
-from tmtool.provenance import Status, check_tokenizer, fingerprint, provenance_of, status_of
+from tmtool.provenance import Provenance
 from tmtool.source import set_block_cache
-from tmtool.tasks import TASKS
+from tmtool.status import Status, provenance_of, status_of
 from tmtool.writing import Writing, Written
 
 _log = logging.getLogger("tmtool")
@@ -53,16 +53,23 @@ class SceneResult:
 
 
 class Runner:
-    """Runs the prepared scenes of one job; a model is built once for each kind of input."""
+    """Runs the prepared scenes of one job; a model is built once for each kind of input.
 
-    def __init__(self, job: Job, reporter: Reporter | None = None) -> None:
-        self.job, self.reporter, self.models = job, reporter or SilentReporter(), Models(job)
+    A `dry` one fetches no weights: it is for `expect`, `status` and `foresee`.
+    """
+
+    def __init__(self, job: Job, reporter: Reporter | None = None, *, dry: bool = False) -> None:
+        self.job, self.reporter, self.models = job, reporter or SilentReporter(), Models(job, dry=dry)
+        self.dry = dry
         self._least_said = sys.maxsize  # tiles a batch that the host has room for, as the log has been told
 
     def expect(self, prepared: Sequence[Prepared]) -> None:
-        """Be told of all scenes: find their weights, so that a missing file is known before anything is loaded."""
+        """Be told of all scenes: check the device and find their weights, before anything is loaded or written.
+
+        Raises `WeightsError` and `DeviceError`.
+        """
         for inputs in dict.fromkeys(tuple(p.sources) for p in prepared):
-            self.models.files(self.job.spec(inputs))
+            self.models.expect(inputs)
 
     def announce(self, due: Sequence[Prepared]) -> None:
         """Be told of the scenes that will be run, before the first of them is."""
@@ -76,9 +83,14 @@ class Runner:
 
         Raises `InputError` for tokens that another tokenizer made than the one that would decode them.
         """
-        said = self._said(prepared, self.models.spec(tuple(prepared.sources)))
-        check_tokenizer(prepared, said)
-        return status_of(prepared, said)
+        provenance = self._provenance(prepared, self.models.spec(tuple(prepared.sources)))
+        self.job.task.check_made(prepared.sources, provenance)
+        return status_of(prepared, provenance)
+
+    def foresee(self, prepared: Prepared) -> None:
+        """Check what `begin` would check of a scene, and leave nothing behind. Raises `TmtoolError`."""
+        spec = self.models.spec(tuple(prepared.sources))
+        self._fitting(prepared, spec, *self._usual(prepared, spec, {}))
 
     def run(self, prepared: Prepared, place: str = "", check: Callable[[], None] = lambda: None) -> SceneResult:
         """Run one scene to its products; see `begin`."""
@@ -93,16 +105,16 @@ class Runner:
         `TmtoolError`.
         """
         spec = self.models.spec(tuple(prepared.sources))
-        said = self._said(prepared, spec)
-        begun = self._begun(prepared, said)
+        provenance = self._provenance(prepared, spec)
+        begun = self._begun(prepared, provenance)
         spec = replace(spec, compute=replace(spec.compute, threads=begun.get("threads", spec.compute.threads)))
         batch, parts = self._fitting(prepared, spec, *self._usual(prepared, spec, begun))
-        said |= {"batch_size": batch, "threads": spec.compute.threads}
+        provenance = replace(provenance, batch_size=batch, threads=spec.compute.threads)
         prepared.scene.folder.mkdir(parents=True, exist_ok=True)
         stack = ExitStack()
         try:
             scene = self._pipeline(prepared, spec, batch, stack)
-            writing = stack.enter_context(Writing(prepared, said, scene.watch, prepared.plan.columns(parts)))
+            writing = stack.enter_context(Writing(prepared, provenance, scene.watch, prepared.plan.columns(parts)))
             at = writing.begin(self.job.resume)
             scene.begin(writing.columns, *at)
         except BaseException as error:
@@ -114,12 +126,14 @@ class Runner:
     def _pipeline(self, prepared: Prepared, spec: ModelSpec, batch: int, stack: ExitStack) -> "SceneBlocks":
         return Pipeline(self.models, prepared, spec, batch, stack, self.reporter.advance)
 
-    def _begun(self, prepared: Prepared, said: Mapping[str, Any]) -> dict[str, Any]:
+    def _begun(self, prepared: Prepared, provenance: Provenance) -> dict[str, Any]:
         """Return how a run of the scene that will be gone on with was begun; nothing if there is none."""
         found = (
-            read(journal_path(prepared.scene.folder, prepared.scene.stem, self.job.task)) if self.job.resume else None
+            read(journal_path(prepared.scene.folder, prepared.scene.stem, self.job.task.name))
+            if self.job.resume
+            else None
         )
-        return dict(found.header) if found and found.header.get("making") == fingerprint(said) else {}
+        return dict(found.header) if found and found.header.get("making") == provenance.fingerprint() else {}
 
     def _usual(self, prepared: Prepared, spec: ModelSpec, begun: Mapping[str, Any]) -> tuple[int, int]:
         """Return tiles a batch and parts, as a scene was begun or as is usual."""
@@ -134,8 +148,9 @@ class Runner:
 
         Raises `OutOfMemory` where it has none for one tile and the narrowest parts.
         """
-        encodes = TASKS[spec.task].from_tokens and any(source.scale == 1 for source in prepared.sources.values())
-        specs = [spec, self.models.encoding_spec(tuple(prepared.sources))] if encodes else [spec]
+        encodings = {self.job.task.encoding(source) for source in prepared.sources.values()} - {None}
+        inputs = tuple(prepared.sources)
+        specs = [spec, *(self.models.spec_of(self.job.doing(task), inputs) for task in encodings if task)]
         limit, batch = self._limit(), min(batch, self.models.in_force())
         model_bytes, tile_bytes = models.host_bytes(specs, prepared.plan.size)
         narrowest = prepared.plan.counts[1]
@@ -165,7 +180,7 @@ class Runner:
         """Return the memory for finished rows that cannot be let go of at once."""
         return 0
 
-    def _said(self, prepared: Prepared, spec: ModelSpec) -> dict[str, Any]:
+    def _provenance(self, prepared: Prepared, spec: ModelSpec) -> Provenance:
         return provenance_of(self.job, prepared, spec, self.models.weights(spec))
 
 

@@ -6,7 +6,6 @@ space. A format turns it into the product. Until `commit` nothing carries a fina
 
 import contextlib
 import glob
-import json
 import math
 import os
 import shutil
@@ -25,9 +24,6 @@ from rasterio.windows import Window
 
 from tmtool.errors import DiskError, ProductError
 from tmtool.grid import BoolArray, Grid
-
-PROVENANCE_TAG = "TMTOOL_PROVENANCE"
-"""The GeoTIFF tag that says, in JSON, how a product was made."""
 
 WORK_PREFIX = ".tmtool-"
 """How the names of work files begin; no input is ever taken from them."""
@@ -320,11 +316,6 @@ def disk_bytes(grid: Grid, layouts: Sequence[Layout]) -> int:
     pixels = grid.shape[0] * grid.shape[1]
     total = sum(2.4 * layout.pixel_bytes + 4 * len(layout.bands) * bool(layout.work_dtype) for layout in layouts)
     return math.ceil(total * pixels) + (1 << 20)
-
-
-def provenance_tags(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Return the tags that say how a product was made."""
-    return {PROVENANCE_TAG: json.dumps(provenance, sort_keys=True)}
 
 
 @contextlib.contextmanager

@@ -10,22 +10,17 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from tmtool.engine import Block, Watch, finished
 from tmtool.errors import ClusterError, ProductError
-from tmtool.grid import BoolArray, Strip, Window
+from tmtool.grid import Strip
 from tmtool.job import STRIPS_AHEAD, Prepared, target
 from tmtool.journal import Journal, Record, journal_path, read
-from tmtool.metrics import CodeUse, Comparison
-from tmtool.products import Product, check_statistics
-from tmtool.provenance import differences, fingerprint
-from tmtool.source import Reader, Source
+from tmtool.products import Measure, Product, check_statistics
+from tmtool.provenance import Provenance, differences
 from tmtool.stitch import SceneMean
-from tmtool.writer import Writer, provenance_tags
+from tmtool.writer import Writer
 
 _log = logging.getLogger("tmtool")
 
@@ -52,9 +47,9 @@ class Writing:
     """
 
     def __init__(
-        self, prepared: Prepared, said: Mapping[str, Any], watch: Watch, columns: Sequence[range] | None = None
+        self, prepared: Prepared, provenance: Provenance, watch: Watch, columns: Sequence[range] | None = None
     ) -> None:
-        self._prepared, self._said, self._watch = prepared, dict(said), watch
+        self._prepared, self._provenance, self._watch = prepared, provenance, watch
         self.columns = columns or [range(prepared.grid.shape[1])]
         self._products = {p.spec.name: p for p in prepared.products}
         self._writers = {
@@ -64,12 +59,12 @@ class Writing:
             for name, p in self._products.items()
         }
         self._means = {n: SceneMean(p.spec) for n, p in self._products.items() if p.spec.pool == "scene"}
-        path = journal_path(prepared.scene.folder, prepared.scene.stem, said["task"])
-        header = {"making": fingerprint(said), "parts": len(self.columns)}
-        header |= {key: said[key] for key in ("batch_size", "threads")}
+        path = journal_path(prepared.scene.folder, prepared.scene.stem, provenance.task)
+        header = {"making": provenance.fingerprint(), "parts": len(self.columns)}
+        header |= {"batch_size": provenance.batch_size, "threads": provenance.threads}
         self._journal = Journal(path, header)
         self._stack = ExitStack()
-        self._measures: dict[str, _Measure] = {}
+        self._measures: dict[str, Measure] = {}
         self._pending: deque[Future[None]] = deque()
         self._stopped, self._commit = False, threading.Lock()
         self.wait_seconds = 0.0
@@ -78,11 +73,11 @@ class Writing:
     @property
     def batch_size(self) -> int:
         """Tiles a batch that the scene was begun with."""
-        return int(self._said["batch_size"])
+        return self._provenance.batch_size or 0
 
-    def say(self, **facts: Any) -> None:
-        """Change what products say of how they were made, by what only the run could tell."""
-        self._said |= facts
+    def say(self, batch_size: int) -> None:
+        """Change what products say of the tiles a batch, which only the run could tell."""
+        self._provenance = replace(self._provenance, batch_size=batch_size)
 
     @property
     def _journalled(self) -> bool:
@@ -133,7 +128,7 @@ class Writing:
 
     def _resumed(self, found: Journal) -> bool:
         """Go on with an earlier run's work files as far as they are what the journal says; return whether that is at all."""
-        if changed := differences(found.header.get("making", {}), self._journal.header["making"]):
+        if changed := list(differences(found.header.get("making", {}), self._journal.header["making"])):
             _log.warning(
                 "%s: an unfinished run that lies there was begun otherwise (%s); it is set aside",
                 self._prepared.scene.stem,
@@ -242,7 +237,7 @@ class Writing:
             if name in self._measures:
                 written.measured[product.suffix] = self._measures[name].result()
         for name, product in kept.items():
-            self._writers[name].build(provenance_tags(self._said | self._about(product, kept)))
+            self._writers[name].build(self._provenance_of(product, kept).tags())
         check()
         with self._commit:
             if self._stopped:
@@ -260,57 +255,18 @@ class Writing:
         height, width = self._prepared.grid.shape
         return self._writers[name].statistics.count == height * width
 
-    def _about(self, product: Product, kept: Mapping[str, Product]) -> dict[str, Any]:
-        """Return what a product says beyond what all of its scene say."""
+    def _provenance_of(self, product: Product, kept: Mapping[str, Product]) -> Provenance:
+        """Return what a product says: beyond what all of its scene say, what it is of and what tells its holes."""
         about: dict[str, Any] = {"modality": product.modality} | dict(product.about)
         if any(p.holes for p in self._products.values()):
             about["validity"] = next((self._writers[n].path.name for n, p in kept.items() if p.holes), None)
-        return about | ({"task": "validity"} if product.holes else {})
+        made = self._provenance.with_details(**about)
+        return replace(made, task="validity") if product.holes else made
 
 
-class _Measure(Protocol):
-    """What is found out about a product while its rows go by."""
-
-    def add(self, row: int, values: NDArray[Any], valid: BoolArray) -> None: ...
-    def result(self) -> dict[str, Any]: ...
-
-
-class _Codes:
-    """The use of a codebook by a token raster."""
-
-    def __init__(self, source: Source) -> None:
-        self._use = CodeUse(source.modality.codebook, len(source.bands), 8 * np.dtype(source.dtype).itemsize)
-
-    def add(self, row: int, values: NDArray[Any], valid: BoolArray) -> None:
-        self._use.add(values, valid)
-
-    def result(self) -> dict[str, Any]:
-        return self._use.result()
-
-
-class _Agreement:
-    """The agreement of a reconstruction with the raster that it was made from, which is read again."""
-
-    def __init__(self, source: Source, stack: ExitStack) -> None:
-        self._reader = stack.enter_context(Reader(source))
-        self._comparison = Comparison(source.modality, source.grid.shape[1])
-
-    def add(self, row: int, values: NDArray[Any], valid: BoolArray) -> None:
-        reference, _ = self._reader.read(Window(row, 0, *valid.shape))
-        self._comparison.add(reference, values, valid)
-
-    def result(self) -> dict[str, Any]:
-        self._comparison.finish()
-        return self._comparison.result()
-
-
-def _measure(product: Product, prepared: Prepared, stack: ExitStack) -> _Measure | None:
-    if not product.measure:
-        return None
-    source = prepared.sources[product.modality]
-    if product.measure == "codes":
-        return _Codes(source)
-    return _Agreement(source, stack) if source.scale == 1 else None
+def _measure(product: Product, prepared: Prepared, stack: ExitStack) -> Measure | None:
+    measuring = product.measuring
+    return measuring.begin(prepared.sources[product.modality], stack) if measuring else None
 
 
 def leftovers(prepared: Prepared, task: str) -> list[Path]:

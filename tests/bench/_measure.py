@@ -280,14 +280,16 @@ def run_pass_through(scene: Path, folder: Path, seconds: float = 0.0) -> SceneCo
     global _seconds
     from tmtool import models
     from tmtool.job import Job
+    from tmtool.modality import INPUTS
     from tmtool.models import ModelEntry
     from tmtool.run import Runner
+    from tmtool.tasks import Generate
 
     _seconds = seconds
-    models.MODELS["pass-through"] = ModelEntry("benchmark", __name__, lambda spec: ())
+    models.register("pass-through", ModelEntry("benchmark", __name__, INPUTS, OUTPUTS))
     try:
         return run_scene(
-            Runner(Job("generate", OUTPUTS, model="pass-through", device="cpu", overwrite=True)), scene, folder
+            Runner(Job(Generate(OUTPUTS), model="pass-through", device="cpu", overwrite=True)), scene, folder
         )
     finally:
         del models.MODELS["pass-through"]

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from tests.bench import _measure as m
+from tests.specs import moments_of, spec_of
 from tmtool import models
 from tmtool.device import resolve
 from tmtool.grid import FloatArray, TileBatch
 from tmtool.job import Job
-from tmtool.modality import MODALITIES
-from tmtool.models import ModelSpec, Sampling, TileModel
+from tmtool.models import Sampling, TileModel
+from tmtool.tasks import TASKS, Generate, Reconstruct
 
 SAMPLING = Sampling(timesteps=m.TIMESTEPS)
 Forward = Callable[[Any], Any]
@@ -23,12 +24,11 @@ Forward = Callable[[Any], Any]
 
 def job(options: m.Options, task: str, **settings: Any) -> Job:
     """Return the job of a command with its defaults, from Sentinel-2."""
+    chosen = {"generate": Generate(m.OUTPUTS, SAMPLING), "reconstruct": Reconstruct(SAMPLING)}
     return Job(
-        task,
-        m.OUTPUTS if task == "generate" else (),
+        chosen.get(task) or TASKS[task](),
         options.model,
         weights=options.weights,
-        sampling=SAMPLING,
         device=options.device,
         batch_size=options.batch_size,
         overwrite=True,
@@ -42,7 +42,7 @@ def tmtool_model(options: m.Options, task: str, precision: str = "auto", **chang
     if task == "tokenize" and precision == "auto":
         precision = "fp32"  # as the command does: rounding turns some tokens into others
     outputs = m.OUTPUTS if task == "generate" else ()
-    spec = ModelSpec(options.model, task, ("S2L2A",), outputs, sampling=SAMPLING)
+    spec = spec_of(options.model, task, ("S2L2A",), outputs, sampling=SAMPLING)
     spec = replace(spec, **changes)
     compute = resolve(options.device, precision)
     files = None
@@ -134,9 +134,7 @@ def _builder(options: m.Options, register: Any, suffix: str, demo: str) -> Any:
 def _on_standardised(call: Callable[[Any], Any], options: m.Options) -> Forward:
     """Standardise what comes, as users of backbones and tokenizers have to."""
     device = resolve(options.device).device
-    mean, std = (
-        torch.tensor(v, device=device)[None, :, None, None] for v in (MODALITIES["S2L2A"].mean, MODALITIES["S2L2A"].std)
-    )
+    mean, std = (torch.tensor(v, device=device)[None, :, None, None] for v in moments_of("S2L2A"))
 
     def forward(x: Any) -> Any:
         with torch.no_grad():

@@ -12,6 +12,7 @@ from statistics import mean
 from typing import Any
 
 from tests.bench import _measure as m
+from tests.specs import moments_of
 
 Figures = Mapping[tuple[str, str], float]
 
@@ -42,7 +43,7 @@ def generated(options: m.Options, precision: str, chips: list[Any]) -> dict[tupl
                 if MODALITIES[name].classes:
                     found[name, kind].append(float((pixels.argmax(1) == exact[name].argmax(1)).mean()))
                 else:
-                    std = np.asarray(MODALITIES[name].std)[None, :, None, None]
+                    std = np.asarray(moments_of(name)[1])[None, :, None, None]
                     found[name, kind].append(float(np.sqrt((((pixels - exact[name]) / std) ** 2).mean())))
     return dict(found)
 

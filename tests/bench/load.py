@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from tests.bench import _measure as m
+from tests.specs import spec_of
 
 
 def write_files(folder: Path, size: str) -> None:
@@ -43,9 +44,9 @@ def load(folder: Path | None, size: str, precision: str) -> tuple[int, int]:
 
     import_module(models.find(size).module)
     base = m.peak_rss()
-    spec = models.ModelSpec(size, "generate", ("S2L2A",), m.OUTPUTS)
+    spec = spec_of(size, "generate", ("S2L2A",), m.OUTPUTS)
     files = locate(models.find(size).files(spec), folder and str(folder), offline=True)
-    spec = models.ModelSpec(size, "generate", ("S2L2A",), m.OUTPUTS, compute=Compute("cpu", precision), files=files)
+    spec = spec_of(size, "generate", ("S2L2A",), m.OUTPUTS, compute=Compute("cpu", precision), files=files)
     model = models.build(spec)
     parts = (model.core, *model.tokenizers.values())  # type: ignore[attr-defined]
     used = {p.data_ptr(): p.numel() * p.element_size() for part in parts for p in part.parameters()}

@@ -2,14 +2,15 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import typer
 
 from tmtool import errors
-from tmtool.job import DEVICE_CLASSES, Job, Prepared, Scene, empty_share, estimate_seconds, prepare
-from tmtool.source import pixel_size_m
+from tmtool.cli.rates import times
+from tmtool.job import Job, Prepared, Scene, empty_share, prepare
+from tmtool.source import BandValues, pixel_size_m
 
 _log = logging.getLogger("tmtool")
 
@@ -34,7 +35,7 @@ def describe_scenes(job: Job, found: Sequence[Scene], *, as_json: bool) -> None:
 def _facts(job: Job, prepared: Prepared) -> dict[str, Any]:
     source = next(iter(prepared.sources.values()))
     grid, plan = prepared.grid, prepared.plan
-    empty = empty_share(prepared)
+    empty = empty_share(job, prepared)
     size = pixel_size_m(grid)
     return {
         "path": source.path,
@@ -44,21 +45,23 @@ def _facts(job: Job, prepared: Prepared) -> dict[str, Any]:
         "dtype": source.dtype,
         "nodata": None if source.nodata is None else str(source.nodata),
         "nodata_because": source.nodata_why,
+        "alpha": source.alpha,
         "s2_offset": source.offset if source.modality.is_optical else None,
         "s2_offset_because": source.offset_why,
         "shape": list(grid.shape),
         "crs": grid.crs.to_string() if grid.crs else None,
         "origin": [grid.transform.c, grid.transform.f],
         "pixel_m": size,
+        "values": [_value_facts(values) for values in source.values],
         "warnings": list(source.warnings),
-        "job": f"generate {','.join(job.outputs)} with {job.model}",
+        "job": f"{job.task.name} {','.join(job.spec(tuple(prepared.sources)).outputs)} with {job.model}",
         "tiles": len(plan),
         "tile_grid": list(plan.counts),
         "tile_px": plan.size,
         "empty_share": empty,
         "memory_bytes": prepared.memory_bytes(),
         "disk_bytes": prepared.disk_bytes,
-        "seconds": {name: estimate_seconds(job, prepared, rate, 1 - empty) for name, rate in DEVICE_CLASSES.items()},
+        "seconds": times(job, prepared, 1 - empty),
     }
 
 
@@ -74,8 +77,11 @@ def _text(facts: dict[str, Any]) -> str:
         + (f", origin {facts['origin'][0]:.10g}, {facts['origin'][1]:.10g}" if facts["crs"] else ""),
         f"  nodata        {facts['nodata'] or '-'} ({facts['nodata_because']})",
     ]
+    if facts["alpha"]:
+        lines.append(f"  alpha         band {facts['alpha']}; pixels where it is 0 are empty")
     if facts["s2_offset"] is not None:
         lines.append(f"  S2 offset     {facts['s2_offset']:g} ({facts['s2_offset_because']})")
+    lines += _value_lines(facts["values"])
     lines += [f"  warning       {warning}" for warning in facts["warnings"]]
     lines += [
         f"To {facts['job']}:",
@@ -84,7 +90,24 @@ def _text(facts: dict[str, Any]) -> str:
         f"  disk          {size_text(facts['disk_bytes'])} at most while it runs",
     ]
     lines += [f"  time          {duration(s):>10}  {name}" for name, s in facts["seconds"].items()]
-    return "\n".join([*lines, "  (times are rough: arithmetic of the job over the rate such a device sustains)"])
+    return "\n".join([*lines, "  (times are rough: arithmetic of the job over the rate that a device sustains)"])
+
+
+def _value_facts(values: BandValues) -> dict[str, Any]:
+    mean, std = values.expected or (None, None)
+    facts = {"band": values.band, "low": values.low, "median": values.median, "high": values.high}
+    return {**facts, "std": values.spread, "expected_mean": mean, "expected_std": std}
+
+
+def _value_lines(values: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the table of what a sample of the values holds, a line a band."""
+    columns = ("low", "median", "high", "std", "expected_mean", "expected_std")
+    if values:
+        heads = "".join(f"{head:>10}" for head in ("lowest", "median", "highest", "std", "expected", "std"))
+        yield f"  values        {'sample':<9}{heads}"
+    for band in values:
+        cells = ("-" if band[column] is None else f"{band[column]:.5g}" for column in columns)
+        yield f"                {band['band']:<9}{''.join(f'{cell:>10}' for cell in cells)}"
 
 
 def duration(seconds: float) -> str:

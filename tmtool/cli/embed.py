@@ -70,24 +70,27 @@ def embed(
         from tmtool.cli.scenes import Manners, run_scenes
         from tmtool.job import Job
         from tmtool.modality import find
-        from tmtool.models import Embedding, Sampling
+        from tmtool.models import Sampling
         from tmtool.plan import Tiling
-        from tmtool.products import Vectors
+        from tmtool.tasks import Embed, Vectors
 
         chosen = bands_of(bands)
         job = Job(
-            task="embed",
-            outputs=tuple(find(name, output=True).name for name in o.split(tim)),
+            task=Embed(
+                layers=o.layers(layer),
+                merge=merge,
+                coords=coords,
+                imagined=tuple(find(name, output=True).name for name in o.split(tim)),
+                sampling=Sampling(top_p, top_k, temperature),
+                used=chosen,
+                tuned=checkpoint,
+                vectors=Vectors(normalize, dtype, format_, pool),
+            ),
             model=model,
             weights=weights,
             offline=offline,
-            bands=chosen,
-            checkpoint=checkpoint,
             s2_offset=s2_offset,
             tiling=Tiling(crop, stride, delta),
-            sampling=Sampling(top_p, top_k, temperature),
-            embedding=Embedding(o.layers(layer), merge, coords),
-            vectors=Vectors(normalize, dtype, format_, pool),
             seed=seed,
             batch_size=o.batch_size(batch_size),
             max_memory=o.size(max_memory),

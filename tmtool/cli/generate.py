@@ -64,16 +64,18 @@ def generate(
         from tmtool.modality import find
         from tmtool.models import Sampling
         from tmtool.plan import Tiling
+        from tmtool.tasks import Generate
 
         job = Job(
-            task="generate",
-            outputs=tuple(find(name, output=True).name for name in o.split(out)),
+            task=Generate(
+                tuple(find(name, output=True).name for name in o.split(out)),
+                Sampling(top_p, top_k, temperature, decoding_steps, timesteps, clip_sigma),
+            ),
             model=model,
             weights=weights,
             offline=offline,
             s2_offset=s2_offset,
             tiling=Tiling(crop, stride, delta),
-            sampling=Sampling(top_p, top_k, temperature, decoding_steps, timesteps, clip_sigma),
             seed=seed,
             batch_size=o.batch_size(batch_size),
             max_memory=o.size(max_memory),

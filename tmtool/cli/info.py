@@ -29,13 +29,12 @@ def info(
         from tmtool.modality import find
         from tmtool.models import Sampling
         from tmtool.plan import Tiling
+        from tmtool.tasks import Generate
 
         job = Job(
-            task="generate",
-            outputs=tuple(find(name, output=True).name for name in o.split(out)),
+            task=Generate(tuple(find(name, output=True).name for name in o.split(out)), Sampling(timesteps=timesteps)),
             model=model,
             s2_offset=s2_offset,
             tiling=Tiling(crop, stride, delta),
-            sampling=Sampling(timesteps=timesteps),
         )
         describe_scenes(job, scenes(Listing(inputs), Path(), [in_] if in_ else []), as_json=json_)

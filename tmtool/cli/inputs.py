@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,8 +21,9 @@ import typer
 from tmtool.errors import InputError, UsageError
 from tmtool.job import Scene
 from tmtool.modality import OUTPUTS, Modality, find
+from tmtool.provenance import PROVENANCE_TAG
 from tmtool.source import opened
-from tmtool.writer import PROVENANCE_TAG, WORK_PREFIX
+from tmtool.writer import WORK_PREFIX
 
 _log = logging.getLogger("tmtool")
 
@@ -262,8 +264,25 @@ def _entries(name: str, null: bool) -> list[str]:
 
 
 def _stem(path: str) -> str:
-    """Name of a scene: its file name without suffix, with nothing that could not be part of a file name."""
+    """Name of a scene: its file name without suffix, as far as products can have it."""
     name = path.rstrip("/").rpartition("/")[2] or path
     name = name.split("?")[0]
     stem = name.rpartition(".")[0] or name
-    return "".join(c if c.isalnum() or c in "-_.+ " else "_" for c in stem)
+    return _as_file_name(stem, path)
+
+
+def _as_file_name(stem: str, path: str) -> str:
+    """Replace by `_` what no product's name can hold, and warn of it: control characters, ends of lines, and what is not UTF-8.
+
+    Where `path` is no file, but names a part of one to GDAL, its `:` and `"` are GDAL's syntax and replaced too.
+    """
+    syntax = "" if os.path.exists(path) or path.startswith("/vsi") else ':"'
+    bad = {c for c in stem if c in syntax or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")}
+    if not bad:
+        return stem
+    name = "".join("_" if c in bad else c for c in stem)
+    shown = " ".join(ascii(c) for c in sorted(bad))
+    _log.warning(
+        "%s: products are named %s_..., with _ for %s, which no file name should hold", ascii(path), name, shown
+    )
+    return name

@@ -47,12 +47,12 @@ def list_(json_: o.Json = False) -> None:
     Example: tmtool models list
     """
     with command():
-        from tmtool.models import MODELS, ModelSpec
+        from tmtool.models import MODELS, Generation, ModelSpec
         from tmtool.models.weights import find_locally
 
         rows: list[dict[str, Any]] = []
         for name, entry in MODELS.items():
-            files = entry.files(ModelSpec(name, "generate", entry.inputs, entry.outputs))
+            files = entry.files(ModelSpec(name, Generation(entry.outputs), entry.inputs))
             places = {file: find_locally(file) for file in files}
             rows.append(
                 {
@@ -76,7 +76,8 @@ def _file_facts(file: "WeightFile", path: str | None) -> dict[str, Any]:
 
 def _text(row: dict[str, Any]) -> str:
     lines = [f"{row['model']:<6} {row['title']} ({row['licence']})"]
-    lines.append(f"       in {' '.join(row['inputs'])}; out {' '.join(row['outputs'])}")
+    lines.append(f"       inputs {' '.join(row['inputs'])}")
+    lines.append(f"       outputs {' '.join(row['outputs'])}")
     for file in row["files"]:
         where = file["path"] or "not here yet"
         about = "" if file["path"] else "~"
@@ -167,12 +168,11 @@ def _spec(model: str, task: str, in_: str, out: str, coords: bool) -> "ModelSpec
 
     if task not in TASKS:
         raise UsageError(f"--for {task}: choose from {', '.join(TASKS)}.")
-    inputs = tuple(find(name, output=TASKS[task].by_tokenizer).name for name in o.split(in_))
-    asked = o.split(out or ("S1GRD,LULC" if task == "generate" else ""))
-    outputs = inputs if TASKS[task].from_tokens else tuple(find(name, output=True).name for name in asked)
-    entry = models.find(model)
-    offered = entry.outputs if TASKS[task].by_tokenizer else entry.inputs
-    for names, choices in ((inputs, offered), (outputs, entry.outputs)):
+    entry, chosen = models.find(model), TASKS[task]
+    inputs = tuple(find(name, output=chosen.one_input).name for name in o.split(in_))
+    asked = chosen.for_files(tuple(find(name, output=True).name for name in o.split(out)), coords)
+    request = asked.request(inputs)
+    for names, choices in ((inputs, asked.offered(entry)), (request.outputs, entry.outputs)):
         if unknown := set(names) - set(choices):
             raise UsageError(f"{model} does not have {', '.join(sorted(unknown))}; it has {', '.join(choices)}.")
-    return models.ModelSpec(model, task, inputs, outputs, embedding=models.Embedding(coords=coords))
+    return models.ModelSpec(model, request, inputs)

@@ -1,15 +1,12 @@
 """Options that commands share, each declared once."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from tmtool import errors
 from tmtool.modality import INPUTS, OUTPUTS
-
-if TYPE_CHECKING:
-    pass
 
 _IO, _TILES, _SAMPLING, _MODEL, _RUN = "Input and output", "Tiles", "Sampling", "Model and device", "Run"
 _EMBEDDING = "Embedding"
@@ -143,7 +140,7 @@ Model = Annotated[
         rich_help_panel=_MODEL,
         envvar="TMTOOL_MODEL",
         help="TerraMind's size: base, large, small or tiny (their tokenizers are the same); or demo, a small model in the "
-        "package for S2L2A, S1GRD, S1RTC and DEM.",
+        "package that takes S2L2A, S1GRD, S1RTC or DEM and makes S2L2A, S1GRD, S1RTC, LULC or NDVI.",
     ),
 ]
 Weights = Annotated[
@@ -395,7 +392,12 @@ Pool = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", rich_help_panel=_RUN, help="Check and list what would be done; load no model.")
+    bool,
+    typer.Option(
+        "--dry-run",
+        rich_help_panel=_RUN,
+        help="Check all that the run would and list what it would do; load and fetch nothing.",
+    ),
 ]
 Json = Annotated[
     bool, typer.Option("--json", rich_help_panel=_RUN, help="Print a JSON object a scene instead of paths.")

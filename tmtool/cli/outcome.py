@@ -1,5 +1,6 @@
 """What became of each scene of a run, for standard output, the report and the closing lines."""
 
+import contextlib
 import json
 import os
 import time
@@ -121,4 +122,6 @@ class Tally:
             part.write_text(json.dumps(report, indent=1) + "\n")
             part.replace(path)
         except OSError as error:
+            with contextlib.suppress(OSError):  # such as that there is no such file
+                part.unlink()
             raise errors.OutputError(f"--report {path}: cannot be written ({error.strerror}).") from error

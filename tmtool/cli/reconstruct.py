@@ -61,15 +61,15 @@ def reconstruct(
         from tmtool.job import Job
         from tmtool.models import Sampling
         from tmtool.plan import Tiling
+        from tmtool.tasks import Reconstruct
 
         job = Job(
-            task="reconstruct",
+            task=Reconstruct(Sampling(timesteps=timesteps, clip_sigma=clip_sigma)),
             model=model,
             weights=weights,
             offline=offline,
             s2_offset=s2_offset,
             tiling=Tiling(crop, stride, delta),
-            sampling=Sampling(timesteps=timesteps, clip_sigma=clip_sigma),
             seed=seed,
             batch_size=o.batch_size(batch_size),
             max_memory=o.size(max_memory),

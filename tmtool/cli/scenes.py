@@ -15,21 +15,24 @@ from typing import Literal
 import typer
 
 from tmtool import errors
-from tmtool.claims import Claim, claim, owner
+from tmtool.claims import Claim, check_writable, claim, owner
 from tmtool.cli import session
 from tmtool.cli.describe import duration, size_text
 from tmtool.cli.outcome import Outcome, Tally
-from tmtool.job import DEVICE_CLASSES, Job, Prepared, Scene, estimate_seconds, prepare
-from tmtool.metrics import code_use_text, comparison_text
+from tmtool.cli.rates import Meter, times
+from tmtool.job import Job, Prepared, Scene, prepare
 from tmtool.progress import LineReporter, Reporter, RichReporter, SilentReporter
-from tmtool.provenance import Status, notice_of
 from tmtool.run import Runner, Running
+from tmtool.status import Status, notice_of
 from tmtool.writing import leftovers
 
 _log = logging.getLogger("tmtool")
 
 _LOOK_AGAIN_S = 1.0
 """How long to wait before looking again at scenes that other processes work on."""
+
+_FOR_ALL = (errors.DeviceError, errors.WeightsError, errors.ClusterError)
+"""Errors of what no scene can do without: they end the run."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,10 @@ def run_scenes(job: Job, found: Sequence[Scene], manners: Manners) -> None:
 def _runner(job: Job, manners: Manners, stack: ExitStack) -> Runner:
     reporter = _reporter(stack, manners.quiet)
     if not manners.cluster:
-        return Runner(job, reporter)
+        return Runner(job, reporter, dry=manners.dry_run)
     from tmtool.cluster import ClusterRunner
 
-    return ClusterRunner(job, manners.cluster, stack, reporter)
+    return ClusterRunner(job, manners.cluster, stack, reporter, dry=manners.dry_run)
 
 
 def _reporter(stack: ExitStack, quiet: bool) -> Reporter:
@@ -111,14 +114,17 @@ class _Batch:
         self._ahead: deque[_Begun] = deque()  # begun, but not run
         self._last: _Begun | None = None  # its products are being built while the next one's tiles run
         self._untidy: list[Prepared] = []
+        self._meter = Meter(job)
 
     def run(self, found: Sequence[Scene]) -> None:
         """Check all scenes, then run those that are not done; come back to those that other processes work on."""
         try:
             ready = self._checked(found)
-            if ready and not self.manners.dry_run:
+            if ready:
                 self.runner.expect(ready)
             due = deque(p for p in ready if self._is_due(p))
+            for folder in dict.fromkeys(prepared.scene.folder for prepared in due):
+                check_writable(folder)
             if self.manners.dry_run:
                 for prepared in due:
                     self._plan(prepared)
@@ -144,15 +150,23 @@ class _Batch:
             for begun in self._ahead:
                 begun.running.put_back()
                 begun.held.release()
+            self._meter.remember()
 
     def _plan(self, prepared: Prepared) -> None:
-        """Say what a scene would take."""
-        estimate = {name: estimate_seconds(self.job, prepared, rate) for name, rate in DEVICE_CLASSES.items()}
-        (slow, longest), *_, (fast, shortest) = estimate.items()
+        """Say what a scene would take, after the checks that a run makes as it begins it."""
+        try:
+            self.runner.foresee(prepared)
+        except _FOR_ALL:
+            raise
+        except errors.TmtoolError as error:
+            self._failed(Outcome(prepared.scene, "failed", prepared, error=error))
+            return
+        estimate = times(self.job, prepared)
+        (here, seconds), *_, (fast, shortest) = estimate.items()
         _log.info(
-            "%s: %d tiles, at most %s of disk while it runs, roughly %s (%s) to %s (%s)",
+            "%s: %d tiles, at most %s of disk while it runs, roughly %s (%s) or %s (%s)",
             prepared.scene.stem, len(prepared.plan), size_text(prepared.disk_bytes),
-            duration(longest), slow, duration(shortest), fast,
+            duration(seconds), here, duration(shortest), fast,
         )  # fmt: skip
         self._tell(Outcome(prepared.scene, "planned", prepared, estimate=estimate))
 
@@ -205,7 +219,7 @@ class _Batch:
         try:
             status = self._status(prepared)
         except errors.TmtoolError as error:
-            if isinstance(error, errors.WeightsError) and not self.manners.dry_run:
+            if isinstance(error, errors.WeightsError):
                 raise
             self._failed(Outcome(prepared.scene, "invalid", prepared, error=error))
             return False
@@ -228,14 +242,14 @@ class _Batch:
     def _tidy(self, prepared: Prepared) -> None:
         """Remove what a run that died just after giving products their names left beside them."""
         folder, name = prepared.scene.folder, self._claim_name(prepared)
-        if self.manners.dry_run or not (leftovers(prepared, self.job.task) or owner(folder, name)):
+        if self.manners.dry_run or not (leftovers(prepared, self.job.task.name) or owner(folder, name)):
             return
         held = claim(folder, name)
         if held is None:  # whoever made it is about to tidy up
             self._untidy.append(prepared)
             return
         with held:
-            for path in leftovers(prepared, self.job.task):
+            for path in leftovers(prepared, self.job.task.name):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _status(self, prepared: Prepared) -> Status:
@@ -245,7 +259,7 @@ class _Batch:
         return self.runner.status(prepared)
 
     def _claim_name(self, prepared: Prepared) -> str:
-        return f"{prepared.scene.stem}_{self.job.task}"
+        return f"{prepared.scene.stem}_{self.job.task.name}"
 
     def _take(self, prepared: Prepared, place: str) -> bool:
         """Claim and begin a scene, unless another process works on it: then return False."""
@@ -285,7 +299,7 @@ class _Batch:
         """Release the claim if what is done with a scene fails, which is the scene's own matter if others can go on."""
         try:
             yield
-        except (errors.DeviceError, errors.WeightsError, errors.ClusterError):  # which no scene can do without
+        except _FOR_ALL:
             held.release()
             raise
         except errors.TmtoolError as error:
@@ -319,6 +333,9 @@ class _Batch:
                 self._failed(Outcome(last.prepared.scene, "failed", last.prepared, error=error))
                 return
         self._tell(Outcome(last.prepared.scene, "done", last.prepared, result))
+        compute = self.runner.models.spec(tuple(last.prepared.sources)).compute
+        if not (self.manners.cluster or compute.beside or result.from_row):
+            self._meter.add(last.prepared, compute, result.tiles - result.empty_tiles, result.seconds)
 
     def _failed(self, outcome: Outcome) -> None:
         _log.error("%s", outcome.error)
@@ -348,9 +365,8 @@ def _log_result(outcome: Outcome) -> None:
         _log.warning("%s: %s", outcome.scene.path, warning)
     _log.info("%s: %d tiles (%d empty) in %.1f s", stem, result.tiles, result.empty_tiles, result.seconds)
     for product in prepared.products:
-        if facts := result.measured.get(product.suffix):
-            source = prepared.sources[product.modality]
-            text = code_use_text(facts) if product.measure == "codes" else comparison_text(facts, source.modality)
+        if product.measuring and (facts := result.measured.get(product.suffix)):
+            text = product.measuring.text(facts, prepared.sources[product.modality].modality)
             _log.info("%s_%s: %s", stem, product.suffix, text)
     whole = max(result.seconds, 1e-9)
     words = {

@@ -53,9 +53,10 @@ def tokenize(
         from tmtool.cli.scenes import Manners, run_scenes
         from tmtool.job import Job
         from tmtool.plan import Tiling
+        from tmtool.tasks import Tokenize
 
         job = Job(
-            task="tokenize",
+            task=Tokenize(),
             model=model,
             weights=weights,
             offline=offline,

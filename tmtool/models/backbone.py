@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tmtool.grid import PATCH, TileBatch
+from tmtool.grid import TileBatch
 from tmtool.modality import MODALITIES
-from tmtool.models import ModelSpec
+from tmtool.models import Embedding, ModelSpec
 from tmtool.models.generator import Drawer
-from tmtool.models.inputs import CellGrid, Embedded, InputEmbedding
+from tmtool.models.inputs import CellGrid, Embeddings, InputEmbedding
 
 
 class Embedder(InputEmbedding):
@@ -27,12 +27,15 @@ class Embedder(InputEmbedding):
         backbone: Any,
         tokenizers: Mapping[str, nn.Module],
         spec: ModelSpec,
+        request: Embedding,
         drawer: Drawer | None = None,
         coords: Any = None,
     ) -> None:
         super().__init__(backbone.encoder_embeddings, tokenizers, spec)
         self.blocks, self.norm = backbone.encoder, backbone.encoder_norm
         self.drawer, self.coords = drawer, coords
+        self.request = request
+        self.wanted = self.entry.embeddings(request, spec.inputs)
 
     @torch.inference_mode()
     def __call__(self, batch: TileBatch) -> dict[str, NDArray[np.float32]]:
@@ -43,9 +46,9 @@ class Embedder(InputEmbedding):
             others = [self._coordinates(batch)] if self.coords is not None else []
             imagined = self._imagine([*images.values(), *others], batch, size)
             layers = self._encode([*images.values(), *others, *imagined])
-        side = size // PATCH
+        side = size // self.entry.patch
         outputs = {}
-        for product in self.spec.embedded:
+        for product in self.wanted:
             counts = [x.shape[1] for x, _ in (*images.values(), *others, *imagined)]
             parts = list(torch.split(layers[product.layer].float(), counts, dim=1))
             del parts[len(images) : len(images) + len(others)]  # only what lies on the patch grid is merged
@@ -53,20 +56,20 @@ class Embedder(InputEmbedding):
             outputs[product.name] = torch.unflatten(merged.transpose(1, 2), 2, (side, side))
         return self.fetched(outputs)
 
-    def _coordinates(self, batch: TileBatch) -> Embedded:
+    def _coordinates(self, batch: TileBatch) -> Embeddings:
         tokens = self.coords.encode(torch.from_numpy(batch.lonlat))["tensor"]
         return self.embed_tokens("coords", tokens.to(self.device, non_blocking=True))
 
-    def _imagine(self, seen: list[Embedded], batch: TileBatch, size: int) -> list[Embedded]:
+    def _imagine(self, seen: list[Embeddings], batch: TileBatch, size: int) -> list[Embeddings]:
         if self.drawer is None:
             return []
         drawn = self.drawer.draw(seen, CellGrid.of(batch, size, self.noise_device))
         return [self.embed_tokens(MODALITIES[m].token_key, tokens.flatten(1)) for m, tokens in drawn.items()]
 
-    def _encode(self, parts: list[Embedded]) -> dict[int, Tensor]:
+    def _encode(self, parts: list[Embeddings]) -> dict[int, Tensor]:
         """Return the layers asked for, `(B, N, D)`; the last one is normed."""
         x = torch.cat([x + code for x, code in parts], dim=1)
-        wanted = {product.layer for product in self.spec.embedded}
+        wanted = {product.layer for product in self.wanted}
         layers = {}
         for i, block in enumerate(self.blocks[: max(wanted) + 1]):
             x = block(x)
@@ -76,10 +79,10 @@ class Embedder(InputEmbedding):
 
     def _merge(self, parts: list[Tensor]) -> Tensor:
         """Merge the modalities' vectors `(B, N, D)` patch by patch."""
-        if self.spec.embedding.merge == "concat":
+        if self.request.merge == "concat":
             return torch.cat(parts, dim=-1)
         stacked = torch.stack(parts, dim=1)
-        return stacked.amax(dim=1) if self.spec.embedding.merge == "max" else stacked.mean(dim=1)
+        return stacked.amax(dim=1) if self.request.merge == "max" else stacked.mean(dim=1)
 
 
 def select_bands(embedding: Any, index: list[int]) -> None:

@@ -3,7 +3,7 @@
 Its weights were trained by ``samples/train_demo.py`` on synthesised scenes and nothing else; they serve to try the
 pipeline without a download and to test it, not to map anything real (``samples/DEMO_MODEL.md`` has the scores).
 
-TerraTorch looks encoders and decoders of tokenizers up by name in its modules, so the narrow ones are entered there.
+TerraTorch looks encoders and decoders of tokenizers up by name in its modules, where the narrow ones are entered.
 The files hold half precision, and of each token table only one row per level of each digit of the codebook: a token's
 row is the sum of its digits' rows. Reading expands them to TerraTorch's own names and shapes.
 """
@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tmtool.compat.terratorch import networks_by_name
 from tmtool.modality import MODALITIES
 from tmtool.models import ModelSpec, TileModel
 from tmtool.models.architecture import modality_info, terramind, terramind_register, tm_utils, unet, vit_models, vqvae
 from tmtool.models.parts import CORE
 from tmtool.models.terramind import Architecture, assemble
 
-DEMO_INPUTS: tuple[str, ...] = ("S2L2A", "S1GRD", "S1RTC", "DEM")
 DEMO_OUTPUTS: tuple[str, ...] = ("LULC", "NDVI", "S1GRD", "S1RTC", "S2L2A")
 
 CORE_DIM = 128
@@ -44,9 +44,6 @@ def _tokenizer_path(modality: str) -> Path:
     return _FOLDER / f"tokenizer_{modality.lower()}.safetensors"
 
 
-WEIGHT_FILES: list[Path] = [_core_path(), *(_tokenizer_path(m) for m in DEMO_OUTPUTS)]
-
-
 def build_core(encoder_embeddings: dict[str, nn.Module], decoder_embeddings: dict[str, nn.Module]) -> Any:
     """Build TerraMind's encoder-decoder at the demo's width around TerraTorch's embeddings, by their keys."""
     return terramind.TerraMind(
@@ -63,7 +60,6 @@ def build_core(encoder_embeddings: dict[str, nn.Module], decoder_embeddings: dic
 
 def build_tokenizer(modality: str) -> Any:
     """Build a modality's tokenizer at the demo's width: TerraTorch's class, codebook and patch size."""
-    _register()
     spec = MODALITIES[modality]
     common: dict[str, Any] = {
         "image_size": 256,
@@ -75,16 +71,14 @@ def build_tokenizer(modality: str) -> Any:
         "codebook_size": spec.codebook,
         "latent_dim": len(spec.codebook.split("-")),
     }
-    if spec.classes:
-        return vqvae.VQVAE(dec_type="vit_demo_dec", **common)
-    # Synthesised values lie several deviations around the mean: clipping to -1..1 would cut them.
-    return vqvae.DiVAE(dec_type="unet_demo", prediction_type="sample", clip_sample=False, thresholding=False, **common)
-
-
-def _register() -> None:
-    vit_models.vit_demo_enc = _encoder
-    vit_models.vit_demo_dec = _ClassDecoder
-    unet.unet_demo = _unet
+    vits: dict[str, Any] = {"vit_demo_enc": _encoder, "vit_demo_dec": _ClassDecoder}
+    with networks_by_name({vit_models: vits, unet: {"unet_demo": _unet}}):
+        if spec.classes:
+            return vqvae.VQVAE(dec_type="vit_demo_dec", **common)
+        # Synthesised values lie several deviations around the mean: clipping to -1..1 would cut them.
+        return vqvae.DiVAE(
+            dec_type="unet_demo", prediction_type="sample", clip_sample=False, thresholding=False, **common
+        )
 
 
 def _encoder(in_channels: int, patch_size: int, resolution: int, patch_proj: bool, post_mlp: bool) -> nn.Module:

@@ -15,7 +15,7 @@ from tmtool import noise
 from tmtool.grid import TileBatch
 from tmtool.modality import MODALITIES, Modality
 from tmtool.models import ModelSpec, Sampling
-from tmtool.models.inputs import Base, CellGrid, Embedded, InputEmbedding, Tokenizer
+from tmtool.models.inputs import Base, CellGrid, Embeddings, InputEmbedding, Tokenizer
 from tmtool.models.sampling import ddim, draw_tokens, linear_schedule
 
 
@@ -26,7 +26,7 @@ class Drawer(InputEmbedding):
         self.core: Any = core
         super().__init__(self.core.encoder_embeddings, tokenizers, spec)
 
-    def draw(self, seen: list[Embedded], cells: CellGrid) -> dict[str, Tensor]:
+    def draw(self, seen: list[Embeddings], cells: CellGrid) -> dict[str, Tensor]:
         """Return the tokens of every output, `(B, h, w)` int64. Each output but the last is added to `seen`."""
         drawn: dict[str, Tensor] = {}
         for modality in self.spec.outputs:
@@ -36,9 +36,9 @@ class Drawer(InputEmbedding):
                 seen.append(self.embed_tokens(MODALITIES[modality].token_key, tokens))
         return drawn
 
-    def _draw_modality(self, modality: Modality, seen: list[Embedded], cells: "CellGrid") -> Tensor:
+    def _draw_modality(self, modality: Modality, seen: list[Embeddings], cells: "CellGrid") -> Tensor:
         """Draw the tokens of one output, `(B, N)`: all at once, or in several steps that see what was drawn before."""
-        sampling, seed = self.spec.sampling, self.spec.seed
+        sampling, seed = self.spec.request.sampling, self.spec.seed
         count = cells.rows.shape[1]
         tokens = torch.zeros(cells.rows.shape, dtype=torch.int64, device=self.device)
         schedule = linear_schedule(sampling.decoding_steps, count)
@@ -57,7 +57,7 @@ class Drawer(InputEmbedding):
     def _logits(
         self,
         modality: Modality,
-        seen: list[Embedded],
+        seen: list[Embeddings],
         tokens: Tensor,
         known: Tensor | None,
         target: Tensor | None,
@@ -103,7 +103,7 @@ def decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells: 
 
 
 def _decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells: CellGrid) -> Tensor:
-    modality, sampling = MODALITIES[name], model.spec.sampling
+    modality, sampling = MODALITIES[name], model.spec.request.sampling
     quant = tokenizer.quantize.indices_to_embedding(tokens).float()
     if modality.classes:
         with model.autocast():

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from tmtool import noise
 from tmtool.device import decoder_batch
-from tmtool.grid import PATCH, TileBatch
-from tmtool.modality import MODALITIES, Modality
-from tmtool.models import ModelSpec
+from tmtool.grid import TileBatch
+from tmtool.modality import MODALITIES, TOKEN_PX, Modality
+from tmtool.models import ModelSpec, find
 from tmtool.models.parts import DTYPES
 
-Embedded = tuple[Tensor, Tensor]
+Embeddings = tuple[Tensor, Tensor]
 """Patch or token embeddings, and their position-and-modality code; both `(B, N, D)`."""
 
 
@@ -44,10 +44,11 @@ class Base:
         self.spec = spec
         self.device = torch.device(spec.compute.device)
         self.decoder_batch = decoder_batch(spec.compute.device)
+        self.entry = find(spec.name)
         self.moments = {m: self._moments(spec.modality(m)) for m in dict.fromkeys([*spec.inputs, *spec.outputs])}
 
     def _moments(self, modality: Modality) -> tuple[Tensor, Tensor]:
-        mean, std = (torch.tensor(v, device=self.device)[None, :, None, None] for v in (modality.mean, modality.std))
+        mean, std = (torch.tensor(v, device=self.device)[None, :, None, None] for v in self.entry.moments(modality))
         return mean, std
 
     @property
@@ -101,7 +102,7 @@ class InputEmbedding(Base):
         super().__init__(spec)
         self.encoder_embeddings, self.tokenizers = encoder_embeddings, tokenizers
 
-    def embed_input(self, name: str, values: NDArray[np.float32]) -> Embedded:
+    def embed_input(self, name: str, values: NDArray[np.float32]) -> Embeddings:
         """Embed pixels `(B, C, S, S)` in the modality's unit."""
         modality = MODALITIES[name]
         x = self.standardised(name, values)
@@ -109,11 +110,11 @@ class InputEmbedding(Base):
             return self.embed_tokens(modality.token_key, self.encode(self.tokenizers[name], x).flatten(1))
         return self._embedded(modality.raw_key, x)
 
-    def embed_tokens(self, key: str | None, tokens: Tensor) -> Embedded:
+    def embed_tokens(self, key: str | None, tokens: Tensor) -> Embeddings:
         """Embed tokens `(B, N)` of the model's modality `key`."""
         return self._embedded(key, tokens)
 
-    def _embedded(self, key: str | None, tensor: Tensor) -> Embedded:
+    def _embedded(self, key: str | None, tensor: Tensor) -> Embeddings:
         embedded = self.encoder_embeddings[key](tensor)
         return embedded["x"], embedded["emb"]
 
@@ -124,9 +125,9 @@ class CellGrid:
     def __init__(self, rows: Tensor, cols: Tensor, size: int, device: torch.device) -> None:
         rows, cols = (v.to(device, non_blocking=True) for v in (rows, cols))
         self._pixel_rows, self._pixel_cols, self._size = rows, cols, size
-        side = size // PATCH
+        side = size // TOKEN_PX
         self.shape = (len(rows), side, side)
-        first_row, first_col = (v.div(PATCH, rounding_mode="floor") for v in (rows, cols))
+        first_row, first_col = (v.div(TOKEN_PX, rounding_mode="floor") for v in (rows, cols))
         index = torch.arange(side * side, device=device)
         self.rows = first_row[:, None] + index // side
         self.cols = first_col[:, None] + index % side

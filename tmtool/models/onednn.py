@@ -6,13 +6,12 @@ gives linear layers to MKL, which takes more than twice as long on the AMD EPYC 
 float32's rounding.
 """
 
-import platform
 from collections import Counter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tmtool.compat.torch import can_pack, convolution, has_linear, linear, pack_convolution, pack_linear
 from tmtool.device import Compute
 
 _ROWS = 256
@@ -31,14 +30,11 @@ class PackedConv2d(nn.Conv2d):
         x = input.to(weight.dtype)  # autocast does not know this function
         if x.shape != self._packed_for:
             weight = self._pack(weight, tuple(x.shape))
-        return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
-            x, weight, bias, self.padding, self.stride, self.dilation, self.groups, "none", [], ""
-        )
+        return convolution(x, weight, bias, self.padding, self.stride, self.dilation, self.groups)
 
     def _pack(self, weight: Tensor, shape: tuple[int, ...]) -> Tensor:
         plain = weight.to_dense() if weight.is_mkldnn else weight
-        pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-        packed = pack(plain.to_mkldnn(), self.padding, self.stride, self.dilation, self.groups, shape)
+        packed = pack_convolution(plain, self.padding, self.stride, self.dilation, self.groups, shape)
         self.weight, self._packed_for = nn.Parameter(packed, requires_grad=False), shape
         return self.weight
 
@@ -49,7 +45,7 @@ class OneDNNLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Return `(..., out)` of `(..., in)`, in the weight's dtype."""
         x = input.to(self.weight.dtype)  # autocast does not know this function
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
+        return linear(x, self.weight, self.bias)
 
 
 def use_onednn(module: nn.Module, compute: Compute) -> None:
@@ -71,33 +67,8 @@ def use_onednn(module: nn.Module, compute: Compute) -> None:
             elif type(part) is nn.Linear and part.weight.dtype == torch.bfloat16:
                 part.__class__ = OneDNNLinear
                 if owners[id(part.weight)] == 1:
-                    packed = torch.ops.mkldnn._reorder_linear_weight(part.weight.data, _ROWS)
-                    part.weight = nn.Parameter(packed, requires_grad=False)
+                    part.weight = nn.Parameter(pack_linear(part.weight.data, _ROWS), requires_grad=False)
 
 
 def _is_plain(part: nn.Conv2d) -> bool:
     return part.groups == 1 and part.padding_mode == "zeros" and not isinstance(part.padding, str)
-
-
-def has_linear() -> bool:
-    """Whether torch can be asked for oneDNN's linear layers here.
-
-    On x86 only: elsewhere oneDNN has other kernels, whose gain and bits are not known.
-    """
-    return bool(
-        platform.machine() in ("x86_64", "AMD64")
-        and torch._C._get_mkldnn_enabled()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
-
-
-def can_pack() -> bool:
-    """Whether torch gives products in bfloat16 to oneDNN here, and has the functions that pack for them."""
-    return bool(
-        has_linear()
-        and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-        and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tmtool import noise
+from tmtool.compat.torch import compiler_errors
 from tmtool.device import Compute
 from tmtool.errors import DeviceError
 from tmtool.models import ModelSpec
@@ -106,14 +107,12 @@ def compile_networks(module: nn.Module) -> None:
 
 def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Return `forward` compiled at its first call, which raises `DeviceError` where that does not work."""
-    from torch._dynamo.exc import TorchDynamoException
-
     fast = torch.compile(forward, dynamic=False)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return fast(*args, **kwargs)
-        except TorchDynamoException as error:
+        except compiler_errors() as error:
             why = str(error).strip().splitlines()[0][:200]
             raise DeviceError(
                 f"--compile on: torch cannot compile this model here ({why}). Use --compile off."

@@ -51,7 +51,7 @@ def _surviving(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         values = values.masked_fill(values < least, -torch.inf)
     if sampling.top_p:
         before = torch.softmax(values, dim=-1).cumsum(dim=-1).roll(1, dims=-1)
-        before[:, 0] = 0  # the likeliest code always survives
+        before[:, 0].zero_()  # the likeliest code always survives
         values = values.masked_fill(before > sampling.top_p, -torch.inf)
     return values, codes
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from tmtool.modality import MODALITIES
-from tmtool.models import ModelSpec, TileModel
+from tmtool.models import Decoding, Embedding, Encoding, Generation, ModelSpec, Request, TileModel
 from tmtool.models.architecture import terramind_register
 from tmtool.models.backbone import Embedder, select_bands
 from tmtool.models.generator import Drawer, Generator
@@ -50,19 +50,19 @@ def _tokenizer(modality: str) -> nn.Module:
 
 def assemble(spec: ModelSpec, architecture: Architecture, state_of: States) -> TileModel:
     """Build the parts of `architecture` that the task uses, fill each from its state, and return the adapter."""
-    make: dict[str, Callable[[ModelSpec, Architecture, Filler], TileModel]] = {
-        "generate": _generator,
-        "tokenize": _encoder,
-        "reconstruct": _decoder,
-        "embed": _embedder,
+    make: dict[type[Request], Callable[[ModelSpec, Architecture, Filler], TileModel]] = {
+        Generation: _generator,
+        Encoding: _encoder,
+        Decoding: _decoder,
+        Embedding: _embedder,
     }
-    return make[spec.task](spec, architecture, Filler(spec, state_of))
+    return make[type(spec.request)](spec, architecture, Filler(spec, state_of))
 
 
 def _generator(spec: ModelSpec, architecture: Architecture, filler: Filler) -> TileModel:
     targets = [MODALITIES[m].token_key for m in spec.outputs]
     # terratorch embeds all outputs but the last as inputs of the next; over several steps the last sees itself too
-    seen = [*_keys(spec), targets[-1]] if spec.sampling.decoding_steps > 1 else _keys(spec)
+    seen = [*_keys(spec), targets[-1]] if spec.request.sampling.decoding_steps > 1 else _keys(spec)
     with no_initialisation():
         model = architecture.generation(
             modalities=list(dict.fromkeys(seen)), output_modalities=targets, pretrained=False
@@ -80,7 +80,7 @@ def _keys(spec: ModelSpec) -> list[str]:
 
 def _tokenizers(spec: ModelSpec, model: Any, filler: Filler) -> dict[str, nn.Module]:
     """Return the tokenizers that the job uses, by modality: encoders of tokenised inputs, decoders of outputs."""
-    decoded = spec.outputs if spec.task == "generate" else ()
+    decoded = spec.request.decoded
     tokenizers = {m: model.tokenizer[MODALITIES[m].token_key] for m in dict.fromkeys([*spec.tokenised, *decoded])}
     for m, tokenizer in tokenizers.items():
         filler.tokenizer(tokenizer, m, encoder=m in spec.tokenised, decoder=m in decoded)
@@ -106,7 +106,7 @@ def _lone_tokenizer(modality: str, architecture: Architecture) -> nn.Module:
 
 def _embedder(spec: ModelSpec, architecture: Architecture, filler: Filler) -> TileModel:
     options: dict[str, Any] = {
-        "modalities": [*_keys(spec), *(["coords"] if spec.embedding.coords else [])],
+        "modalities": [*_keys(spec), *(["coords"] if _coords(spec) else [])],
         "merge_method": None,
         "pretrained": False,
     }
@@ -121,12 +121,17 @@ def _embedder(spec: ModelSpec, architecture: Architecture, filler: Filler) -> Ti
     coords = _coordinates(spec, model)
     model.tokenizer = nn.ModuleDict()
     drawer = _fill_backbone(spec, model, tokenizers, filler)
-    return Embedder(model, tokenizers, spec, drawer, coords)
+    assert isinstance(spec.request, Embedding)  # which is what this function is called for
+    return Embedder(model, tokenizers, spec, spec.request, drawer, coords)
+
+
+def _coords(spec: ModelSpec) -> bool:
+    return isinstance(spec.request, Embedding) and spec.request.coords
 
 
 def _coordinates(spec: ModelSpec, model: Any) -> Any:
     """Return terratorch's tokenizer of coordinates with its vocabulary, or None."""
-    if not spec.embedding.coords:
+    if not _coords(spec):
         return None
     if spec.files is None:
         return model.tokenizer["coords"]  # a blank one: random weights mean nothing anyway
@@ -138,7 +143,8 @@ def _fill_backbone(spec: ModelSpec, model: Any, tokenizers: Mapping[str, nn.Modu
     """Fill a backbone, and the encoder-decoder that imagines modalities for it, if there is one."""
     core = model.sampler.model if spec.outputs else None
     model.sampler = None  # its keys are not the backbone's
-    checkpoint = read_checkpoint(spec.checkpoint) if spec.checkpoint else None
+    own_file = spec.request.checkpoint
+    checkpoint = read_checkpoint(own_file) if own_file else None
     if core is not None:
         if checkpoint:
             filler = Filler(spec, lambda _: (checkpoint.sampler, checkpoint.path))

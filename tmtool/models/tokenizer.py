@@ -5,7 +5,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tmtool.grid import PATCH, TileBatch
+from tmtool.grid import TileBatch
+from tmtool.modality import TOKEN_PX
 from tmtool.models import ModelSpec
 from tmtool.models.generator import decode
 from tmtool.models.inputs import Base, CellGrid
@@ -39,5 +40,5 @@ class Decoder(Base):
         """Return the pixels `(B, channels, S, S)` float32, logits for classes, of tokens `(B, 1, S/16, S/16)`."""
         (name,) = self.spec.outputs
         tokens = self.sent(batch.pixels[name][:, 0]).long()
-        cells = CellGrid.of(batch, tokens.shape[-1] * PATCH, self.noise_device)
+        cells = CellGrid.of(batch, tokens.shape[-1] * TOKEN_PX, self.noise_device)
         return self.fetched({name: decode(self, name, self.tokenizer, tokens, cells)})  # type: ignore[arg-type]

@@ -4,13 +4,15 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tmtool.errors import WeightsError
+from tmtool.models.headers import check_header
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,12 +32,13 @@ _SIZE_OF_WIDTH = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 class WeightFile:
     """A file on the Hugging Face hub, repository `{organisation}/{name}` and file name; or one in the package.
 
-    `megabytes` is about how large it is: its parameters in float32.
+    `megabytes` is about how large it is: its parameters in float32. `mark` begins the name of some of its tensors.
     """
 
     repo: str
     filename: str
     megabytes: int = 0
+    mark: str = ""
 
     @property
     def packaged(self) -> Path | None:
@@ -49,13 +52,14 @@ class WeightFile:
 
 def core_file(size: str) -> WeightFile:
     """Return the file of TerraMind's encoder-decoder of a size (base, large, small, tiny)."""
-    return WeightFile(f"{_ORGANISATION}/TerraMind-1.0-{size}", f"TerraMind_v1_{size}.pt", _CORE_MB[size])
+    name = f"{_ORGANISATION}/TerraMind-1.0-{size}"
+    return WeightFile(name, f"TerraMind_v1_{size}.pt", _CORE_MB[size], "encoder_embeddings.")
 
 
 def tokenizer_file(modality: str) -> WeightFile:
     """Return the file of a modality's tokenizer."""
     name = f"{_ORGANISATION}/TerraMind-1.0-Tokenizer-{modality}"
-    return WeightFile(name, f"TerraMind_Tokenizer_{modality}.pt", _TOKENIZER_MB[modality])
+    return WeightFile(name, f"TerraMind_Tokenizer_{modality}.pt", _TOKENIZER_MB[modality], "quant_proj.")
 
 
 def packaged_file(filename: str) -> WeightFile:
@@ -94,6 +98,19 @@ def locate(
     return {file: path for file, path in found.items() if path is not None}
 
 
+def to_fetch(files: Sequence[WeightFile], folder: str | None, offline: bool) -> list[WeightFile]:
+    """Return the files that `locate` would fetch. The hub is asked for each, but nothing is downloaded.
+
+    Raises `WeightsError` where `locate` would.
+    """
+    missing = [file for file in files if find_locally(file, folder) is None]
+    asks = folder is None and not offline
+    out_of_reach = [file for file in missing if not asks or _fetch(file, only_ask=True) is None]
+    if out_of_reach:
+        raise WeightsError(_missing_message(out_of_reach, folder, offline))
+    return missing
+
+
 def find_locally(file: WeightFile, folder: str | None = None) -> Path | None:
     """Return where a file lies in the package, in `folder`, or in the hub's cache; None if it has to be fetched."""
     if file.packaged is not None:
@@ -120,8 +137,11 @@ def _in_folder(file: WeightFile, folder: Path) -> Path | None:
     return None
 
 
-def _fetch(file: WeightFile) -> Path | None:
-    """Download a file into the hub's cache, resuming where a connection breaks; None without network."""
+def _fetch(file: WeightFile, only_ask: bool = False) -> Path | None:
+    """Download a file into the hub's cache, resuming where a connection breaks; None without network.
+
+    With `only_ask` nothing is downloaded, and the path is where the file would lie.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -131,8 +151,11 @@ def _fetch(file: WeightFile) -> Path | None:
         RepositoryNotFoundError,
     )
 
-    _log.info("fetching %s (about %d MB) from the hub", file, file.megabytes)
+    doing = "the run would fetch" if only_ask else "fetching"
+    _log.info("%s %s (about %d MB) from the hub", doing, file, file.megabytes)
     try:
+        if only_ask:
+            return Path(_persistently(lambda: hf_hub_download(file.repo, file.filename, dry_run=True).local_path))
         return Path(_persistently(lambda: hf_hub_download(file.repo, file.filename)))
     except LocalEntryNotFoundError as error:  # no network, HF_HUB_OFFLINE is set, or an answer that was not understood
         if isinstance(error.__cause__, HfHubHTTPError):
@@ -157,7 +180,7 @@ def _fetch(file: WeightFile) -> Path | None:
 
 
 def _persistently(download: Callable[[], str]) -> str:
-    """Call `download` again where a connection breaks, which older versions of huggingface_hub leave to the caller."""
+    """Call `download` again where a connection breaks: huggingface_hub itself goes on after some faults, not after a reset."""
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     for _ in range(_ATTEMPTS - 1):
@@ -220,23 +243,37 @@ def _write_json(path: Path, content: Mapping[str, str]) -> None:
         _log.info("digests are not remembered: %s", error)
 
 
+def check_file(file: WeightFile, path: Path, width: int) -> None:
+    """Look at the header of what lies at `path` for `file`: whether it is whole, and holds TerraMind's tensors.
+
+    `width` is that of the encoder's vectors in the model in use. No tensor is read. Raises `WeightsError`.
+    """
+    checkpoint = not file.repo
+    fetched = f"Fetch it again: hf download {file.repo} {file.filename} --force-download (or copy it again)."
+    shapes = check_header(path, "Save or copy it again." if checkpoint else fetched, checkpoint=checkpoint)
+    begin = _backbone_begin(path, shapes) if checkpoint else ""
+    if not any(name.startswith(begin + file.mark) for name in shapes) and path.suffix != ".json":
+        raise WeightsError(
+            f"{path}: expected {file.filename} (tensors with names such as {file.mark}...), found a file of other weights "
+            f"({', '.join(list(shapes)[:3]) or 'none at all'}). {fetched}"
+        )
+    norm = shapes.get(f"{begin}encoder_norm.weight", ())
+    if norm and norm[-1] != width:
+        raise WeightsError(f"{path}: is of another size. {_sizes_text(norm[-1], width)}")
+
+
 def read_state(path: Path) -> dict[str, "Tensor"]:
     """Return a file's tensors by key, memory-mapped. Raises `WeightsError` if it is damaged or something else."""
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    check_header(path)
     try:
-        safe = path.suffix == ".safetensors"
-        state = load_file(path) if safe else torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise WeightsError(
-            f"{path}: cannot be read as weights, it is damaged or truncated ({_first_line(error)})."
-        ) from error
-    except Exception as error:  # weights_only refuses foreign pickles with UnpicklingError of several modules
-        raise WeightsError(f"{path}: is no file of weights ({_first_line(error)}).") from error
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise WeightsError(f"{path}: holds {type(state).__name__}, expected a state dict (names to tensors).")
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # whatever damage that the header does not show makes torch raise
+        raise WeightsError(f"{path}: cannot be read as weights ({_reason(error)}). Copy or fetch it again.") from error
     return state
 
 
@@ -258,20 +295,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Nothing in the file is run: classes that it names besides tensors are replaced by empty ones. Raises `WeightsError`.
     """
     state = _checkpoint_state(path)
+    begin = _backbone_begin(path, state)
+    own = {key.removeprefix(begin): value for key, value in state.items() if key.startswith(begin)}
+    sampler = {key.removeprefix(_SAMPLER): value for key, value in own.items() if key.startswith(_SAMPLER)}
+    wanted = ("encoder_embeddings.", "encoder.", "encoder_norm.")
+    return Checkpoint(path, {key: value for key, value in own.items() if key.startswith(wanted)}, sampler)
+
+
+def _backbone_begin(path: Path, names: Collection[str]) -> str:
+    """Return what the names of a checkpoint's backbone begin with. Raises `WeightsError` unless there is one backbone."""
     marks = ("encoder_embeddings.", "encoder_norm.")
-    begins = {key[: key.index(mark)] for key in state for mark in marks if mark in key}
+    begins = {name[: name.index(mark)] for name in names for mark in marks if mark in name}
     begins = {begin for begin in begins if not begin.endswith(_SAMPLER)}
     if len(begins) != 1:
         found = f"in {len(begins)} places ({', '.join(sorted(begins))})" if begins else "not at all"
         raise WeightsError(
             f"{path}: expected the encoder of one TerraMind backbone (keys with 'encoder_embeddings.'), found {found}. "
-            f"Its first keys: {', '.join(list(state)[:3])}."
+            f"Its first keys: {', '.join(list(names)[:3])}."
         )
-    begin = begins.pop()
-    own = {key.removeprefix(begin): value for key, value in state.items() if key.startswith(begin)}
-    sampler = {key.removeprefix(_SAMPLER): value for key, value in own.items() if key.startswith(_SAMPLER)}
-    wanted = ("encoder_embeddings.", "encoder.", "encoder_norm.")
-    return Checkpoint(path, {key: value for key, value in own.items() if key.startswith(wanted)}, sampler)
+    return begins.pop()
 
 
 def _checkpoint_state(path: Path) -> dict[str, "Tensor"]:
@@ -280,18 +322,17 @@ def _checkpoint_state(path: Path) -> dict[str, "Tensor"]:
 
     if path.suffix == ".safetensors":
         return read_state(path)
+    check_header(path, "Save or copy it again.", checkpoint=True)
     try:
         foreign = [(_Foreign, name) for name in get_unsafe_globals_in_checkpoint(path)]
         with safe_globals(foreign):  # type: ignore[arg-type]
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # whatever a damaged file or a foreign pickle makes torch raise
+    except Exception as error:  # whatever a trainer's settings or damage make torch raise
         raise WeightsError(
-            f"{path}: cannot be read as a checkpoint ({_first_line(error)}). If it is a trainer's checkpoint that holds more "
+            f"{path}: cannot be read as a checkpoint ({_reason(error)}). If it is a trainer's checkpoint that holds more "
             "than weights and plain settings, save its state_dict on its own."
         ) from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise WeightsError(f"{path}: holds no state dict (names to tensors).")
+    state: dict[str, Tensor] = content.get("state_dict", content)
     return state
 
 
@@ -303,6 +344,11 @@ class _Foreign(dict):  # type: ignore[type-arg]
 
     def __setstate__(self, state: object) -> None:
         """Ignore what the object held."""
+
+
+def _reason(error: Exception) -> str:
+    """Say what torch found wrong, without its advice to load what is not safe."""
+    return "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
@@ -376,8 +422,13 @@ def _other_size(expected: Mapping[str, "Tensor"], state: Mapping[str, "Tensor"])
     widths = [tensors[key].shape[-1] for tensors in (state, expected) if key in tensors]
     if len(widths) < 2 or widths[0] == widths[1]:
         return ""
-    found, wanted = (_SIZE_OF_WIDTH.get(width, f"of width {width}") for width in widths)
-    return f"\nThe file holds TerraMind {found}, but the model in use is {wanted}: choose it with --model."
+    return "\n" + _sizes_text(*widths)
+
+
+def _sizes_text(found: int, wanted: int) -> str:
+    """Say what size a file holds and what is wanted, by the widths of the encoder's vectors."""
+    holds, uses = (_SIZE_OF_WIDTH.get(width, f"of width {width}") for width in (found, wanted))
+    return f"The file holds TerraMind {holds}, but the model in use is {uses}: choose it with --model."
 
 
 def _finite(tensor: "Tensor") -> bool:

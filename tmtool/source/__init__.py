@@ -6,8 +6,10 @@ from tmtool.source.inspection import inspect
 from tmtool.source.opening import Source, opened
 from tmtool.source.reader import Reader, set_block_cache
 from tmtool.source.tokens import token_source
+from tmtool.source.values import BandValues
 
 __all__ = [
+    "BandValues",
     "Held",
     "Reader",
     "Source",

@@ -9,8 +9,9 @@ from affine import Affine
 
 from tmtool.errors import InputError
 from tmtool.grid import Grid
+from tmtool.provenance import parse
 from tmtool.source.held import Held
-from tmtool.source.opening import Description, provenance_in, refuse_points
+from tmtool.source.opening import Description, refuse_points
 
 _OFF_PX = 1e-3
 """How far a coordinate may lie from where the affine has it, in px."""
@@ -34,19 +35,20 @@ def described_array(array: Any) -> Description:
     values = array.data if array.chunks is not None else array.to_numpy()
     values = values[None] if array.ndim == 2 else values
     count, tags = len(values), {str(k): v for k, v in array.attrs.items()}
+    names = _names(array, count)
     return Description(
         path=name,
         grid=_grid(array, name, y, x),
-        names=_names(array, count),
+        names=names,
         dtypes=(str(array.dtype),) * count,
         nodata=(_nodata(array, name),) * count,
         scales=_each(tags, "scale", 1.0, count),
         offsets=_each(tags, "offset", 0.0, count),
-        alpha=(False,) * count,
+        alpha=tuple(name is not None and name.strip().lower() == "alpha" for name in names),
         mask_bands=(False,) * count,
         blocks=((1, 1),) * count,
         tags={k: str(v) for k, v in tags.items() if k != "add_offset"},  # which is CF's, and told above
-        made=provenance_in(tags),
+        made=parse(tags),
         array=Held(values),
     )
 

@@ -1,32 +1,44 @@
 """What a raster is, and whether it can be used: from its metadata and a few small windows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from tmtool.errors import InputError, ReadError
-from tmtool.grid import FloatArray, Grid, Window
+from tmtool.errors import InputError
+from tmtool.grid import Grid
 from tmtool.modality import MODALITIES, S2_NAMES, Modality
 from tmtool.source.arrays import described_array
 from tmtool.source.grids import pixel_size_m
 from tmtool.source.opening import Description, Source, described
-from tmtool.source.reader import Reader
+from tmtool.source.sample import sampled
+from tmtool.source.values import Moments, far_off, measured, refuse_dtype, refuse_values
 
 _EXPECTED_PIXEL_M = (8.0, 12.0)
 
+_NO_INPUT = {
+    "tokenize": "tokens that tmtool tokenize made; tmtool reconstruct takes it",
+    "embed": "embeddings that tmtool embed made; it is no input",
+}
+"""What products of some tasks hold, which are not pixels."""
 
-def inspect(raster: Any, modality: Modality | None = None, s2_offset: float | None = None) -> Source:
+
+def inspect(
+    raster: Any,
+    modality: Modality | None = None,
+    s2_offset: float | None = None,
+    trained_on: Callable[[Modality], Moments] | None = None,
+) -> Source:
     """Look at a raster, a path or an `xarray.DataArray`, taking it for `modality` or finding out what it is.
 
-    Reads metadata and a few small windows. Raises `InputError` for whatever would make a run fail or mean nothing.
+    Reads metadata and a few small windows, whose values are held against what the model was `trained_on`.
+    Raises `InputError` for whatever would make a run fail or mean nothing.
     """
     found = described(raster) if isinstance(raster, str) else described_array(raster)
-    if (task := found.made.get("task")) in ("tokenize", "embed"):
-        what, use = (
-            ("tokens", "tmtool reconstruct takes it") if task == "tokenize" else ("embeddings", "it is no input")
-        )
-        raise InputError(f"{found.path}: holds {what} that tmtool {task} made; {use}.")
+    made = found.made.task if found.made else ""
+    if made in _NO_INPUT:
+        raise InputError(f"{found.path}: holds {_NO_INPUT[made]}.")
     modality, modality_why, bands = _identify(found, modality)
     offset, offset_why = _offset(found, modality, s2_offset)
     dtype = found.dtypes[bands[0] - 1]
@@ -50,16 +62,27 @@ def inspect(raster: Any, modality: Modality | None = None, s2_offset: float | No
         offset_why=offset_why,
         warnings=tuple(_pixel_size_warnings(found.grid)),
         array=found.array,
+        alpha=next((i for i, alpha in enumerate(found.alpha, 1) if alpha and i not in bands), None),
     )
-    if not (found.array and found.array.lazy and found.made):  # tmtool's own values are as they should be once computed
-        _check_values(source)
-    return source
+    if found.array and found.array.lazy and found.made:  # tmtool's own values are as they should be once computed
+        return source
+    return _with_values(source, trained_on)
+
+
+def _with_values(source: Source, trained_on: Callable[[Modality], Moments] | None) -> Source:
+    """Return the source with what a sample of its values holds, and warnings of it; raises `InputError` for impossible ones."""
+    path, modality = source.path, source.modality
+    refuse_dtype(path, modality, source.dtype)
+    sample = sampled(source)
+    refuse_values(path, modality, source.bands, sample, source.offset)
+    values = measured(sample, modality.bands, None if modality.classes or not trained_on else trained_on(modality))
+    return replace(source, values=values, warnings=(*source.warnings, *far_off(values)))
 
 
 def _identify(found: Description, asked: Modality | None) -> tuple[Modality, str, tuple[int, ...]]:
     """Return the modality, why it is that, and the numbers of its bands in its own order."""
     path = found.path
-    data = [i for i, alpha in enumerate(found.alpha, 1) if not alpha]
+    data = _data_bands(found)
     named = {_band_name(name): i for i in data if (name := found.names[i - 1])}
     if asked is None:
         modality, why = _guess(found, len(data), set(named))
@@ -73,8 +96,9 @@ def _identify(found: Description, asked: Modality | None) -> tuple[Modality, str
             why += " and band names"
         return modality, why, tuple(named[band] for band in modality.bands)
     if len(data) != len(modality.bands):
+        beside = " beside alpha" if len(data) < len(found.alpha) else ""
         raise InputError(
-            f"{path}: has {_bands(len(data))}, but {modality.name} needs {len(modality.bands)} "
+            f"{path}: has {_bands(len(data))}{beside}, but {modality.name} needs {len(modality.bands)} "
             f"({' '.join(modality.bands)}). {_fitting(len(data))}"
         )
     known = set(S2_NAMES.values())
@@ -87,6 +111,20 @@ def _identify(found: Description, asked: Modality | None) -> tuple[Modality, str
     return modality, why, tuple(data)
 
 
+def _data_bands(found: Description) -> list[int]:
+    """Return the numbers of the bands that are not alpha; a band named as one of Sentinel-2's is data, whatever it is marked as."""
+    known = set(S2_NAMES.values())
+    alpha = [i for i, a in enumerate(found.alpha, 1) if a and _band_name(found.names[i - 1] or "") not in known]
+    data = [i for i in range(1, len(found.alpha) + 1) if i not in alpha]
+    if alpha and data and alpha[0] < data[-1] and not any(found.names[i - 1] for i in data):
+        raise InputError(
+            f"{found.path}: band {alpha[0]} of {len(found.alpha)} is marked as alpha, which is expected last (GDAL's ALPHA=YES "
+            f"marks band 2 of a stack). Say which band it is: gdal_edit.py -colorinterp_{alpha[0]} undefined "
+            f"-colorinterp_{len(found.alpha)} alpha FILE, the latter if the last one is alpha."
+        )
+    return data
+
+
 def _band_name(description: str) -> str:
     name = description.strip().upper()
     name = S2_NAMES.get(name, name)
@@ -95,8 +133,8 @@ def _band_name(description: str) -> str:
 
 def _guess(found: Description, count: int, names: set[str]) -> tuple[Modality, str]:
     path = found.path
-    if (made := found.made.get("modality")) in MODALITIES:
-        return MODALITIES[made], "its tmtool provenance"
+    if found.made and found.made.modality in MODALITIES:
+        return MODALITIES[found.made.modality], "its tmtool provenance"
     for modality in (MODALITIES["S2L1C"], MODALITIES["S2L2A"]):  # L1C first: its bands include L2A's
         if set(modality.bands) <= names:
             return modality, "its band names"
@@ -167,46 +205,3 @@ def _pixel_size_warnings(grid: Grid) -> Iterator[str]:
         yield f"pixels are {size:.3g} m, TerraMind was trained at 10 m: resample first (gdalwarp -tr 10 10) for results that mean something"
     if grid.crs is None:
         yield "has no georeferencing; neither will its products"
-
-
-def _check_values(source: Source) -> None:
-    """Look at a few windows spread over the raster and refuse units that the model was not trained on."""
-    sample = _sample(source)
-    if sample.size == 0:
-        return
-    low, high, modality = float(sample.min()), float(sample.max()), source.modality
-    where = f"{source.path}: {modality.name} values from {low:.6g} to {high:.6g}"
-    if modality.is_radar and low >= 0:
-        raise InputError(f"{where} look like linear power; TerraMind takes dB. Convert with 10*log10(x).")
-    if modality.is_optical and high + source.offset <= 2:
-        raise InputError(
-            f"{where} look like reflectance; TerraMind takes DN (reflectance x 10 000). Multiply by 10 000."
-        )
-    if modality.name == "RGB" and (low < 0 or high > 255):
-        raise InputError(f"{where}, but RGB takes 0-255. Scale it first (gdal_translate -ot Byte -scale).")
-    if modality.classes and (low < 0 or high >= len(modality.classes) or (sample % 1).any()):
-        raise InputError(
-            f"{where}, but LULC takes classes 0-{len(modality.classes) - 1} (1 water, 2 trees, 3 flooded vegetation, 4 crops, "
-            "5 built area, 6 bare ground, 7 snow/ice, 8 clouds, 9 rangeland). Remap other codes (Esri's are 1 2 4 5 7 8 9 10 11)."
-        )
-    if modality.name == "NDVI" and (low < -1.5 or high > 1.5):
-        raise InputError(f"{where}, but NDVI lies in -1..1. Divide by its scale first.")
-
-
-def _sample(source: Source, wanted: int = 3, side: int = 128) -> FloatArray:
-    """Valid values of the first few windows that hold any, from a 5 x 5 lattice over the raster."""
-    height, width = source.grid.shape
-    found: list[FloatArray] = []
-    with Reader(source) as reader:
-        for k in (12, 6, 18, 8, 16, *range(25)):  # the middle first
-            row, col = (round((n - min(side, n)) * i / 4) for n, i in zip((height, width), divmod(k, 5), strict=True))
-            window = Window(row, col, min(side, height), min(side, width))
-            try:
-                pixels, valid = reader.read(window)
-            except ReadError as error:
-                raise InputError(str(error)) from error
-            if valid.any():
-                found.append(pixels[:, valid].ravel())
-            if len(found) == wanted:
-                break
-    return np.concatenate(found) if found else np.empty(0, np.float32)

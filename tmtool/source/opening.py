@@ -1,7 +1,6 @@
 """A raster that was looked at, and opening it with GDAL."""
 
 import contextlib
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,8 +16,9 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from tmtool.errors import InputError
 from tmtool.grid import Grid
 from tmtool.modality import Modality
+from tmtool.provenance import Provenance, parse
 from tmtool.source.held import Held
-from tmtool.writer import PROVENANCE_TAG
+from tmtool.source.values import BandValues
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,16 @@ class Source:
     warnings: tuple[str, ...] = field(default=())
     scale: int = 1
     """Source px per px of the file: 16 for a token raster, whose `grid` is the one that it was made from."""
-    made: Mapping[str, Any] = field(default_factory=dict)
-    """Provenance of a token raster."""
+    made: Provenance | None = None
+    """How a token raster was made."""
     validity: "Source | None" = None
     """Where a token raster's pixels without data are told, if it has any."""
     array: Held | None = field(default=None, compare=False, repr=False)
     """The values, where there is no file of them; `path` is then what messages call them."""
+    alpha: int | None = None
+    """Number of the band that is 0 where pixels are empty."""
+    values: tuple[BandValues, ...] = field(default=(), compare=False)
+    """What a sample of the valid values holds, an entry a band; none where there was no valid pixel in it."""
 
     def cache_bytes(self, tile_height: int, width: int | None = None) -> int:
         """GDAL block cache that lets tiles of this height pass over the raster, or `width` px of it, decoding each block once."""
@@ -61,13 +65,15 @@ class Source:
                 (tile_height, width or self.grid.shape[1]), self.block, self.grid.shape, strict=True
             )
         )
-        return rows * cols * len(self.bands) * np.dtype(self.dtype).itemsize
+        bands = len(self.bands) + (self.alpha is not None)
+        return rows * cols * bands * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
 class Description:
     """What a raster says of itself, whatever holds it: an entry a band, alpha bands included.
 
+    `mask_bands` tells where validity lies in a mask that is none of the bands, nor told by a nodata value.
     `tags` are those of the raster and of its bands, `made` is how tmtool made it, if it did. `path` is what messages call it.
     """
 
@@ -82,7 +88,7 @@ class Description:
     mask_bands: tuple[bool, ...]
     blocks: tuple[tuple[int, int], ...]
     tags: Mapping[str, str]
-    made: Mapping[str, Any]
+    made: Provenance | None
     array: Held | None = None
 
 
@@ -102,10 +108,10 @@ def described(path: str) -> Description:
             scales=src.scales,
             offsets=src.offsets,
             alpha=tuple(interp == ColorInterp.alpha for interp in src.colorinterp),
-            mask_bands=tuple(bool({MaskFlags.per_dataset, MaskFlags.alpha} & {*f}) for f in src.mask_flag_enums),
+            mask_bands=tuple(MaskFlags.per_dataset in f and MaskFlags.alpha not in f for f in src.mask_flag_enums),
             blocks=tuple(src.block_shapes),
             tags=tags,
-            made=provenance_in(src.tags()),
+            made=parse(src.tags()),
         )
 
 
@@ -129,31 +135,23 @@ def refuse_points(path: str, points: bool, transform: Affine) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[Any]:
-    """Open `path` with GDAL, quietly; raise `InputError` if it does not exist or is no raster."""
+def opened(path: str, overview: int | None = None) -> Iterator[Any]:
+    """Open `path`, or this of its overviews (from 0), with GDAL, quietly; raise `InputError` if it does not exist or is no raster."""
     local = not path.startswith("/vsi") and "://" not in path
     if local and os.path.isdir(path):
         raise InputError(f"{path}: is a folder; give the raster inside it.")
     if local and ":" not in path and not os.path.exists(path):
         raise InputError(f"{path}: no such file.")
-    with open_raster(path) as src:
+    with open_raster(path, overview) as src:
         yield src
 
 
-def open_raster(path: str) -> Any:
-    """Return a handle on `path`; raises `InputError` if GDAL cannot open it."""
+def open_raster(path: str, overview: int | None = None) -> Any:
+    """Return a handle on `path`, or on this of its overviews (from 0); raises `InputError` if GDAL cannot open it."""
+    options = {} if overview is None else {"overview_level": overview}
     with rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            return rasterio.open(path)
+            return rasterio.open(path, **options)
         except RasterioError as error:
             raise InputError(f"{path}: GDAL cannot open it as a raster ({error}).") from error
-
-
-def provenance_in(tags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a raster's tags say of how tmtool made it; nothing if they do not."""
-    try:
-        said = json.loads(tags.get(PROVENANCE_TAG, "{}"))
-    except (ValueError, TypeError):
-        return {}
-    return said if isinstance(said, dict) else {}

@@ -9,16 +9,21 @@ import numpy as np
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterioWindow
 
+from tmtool.compat.rasterio import resize_block_cache
 from tmtool.errors import ReadError
 from tmtool.grid import BoolArray, FloatArray, Window
 from tmtool.source.opening import Source, open_raster
 
 
 class Reader:
-    """Reads windows of a `Source`; safe to call from several threads, each of which gets a handle of its own."""
+    """Reads windows of a `Source`; safe to call from several threads, each of which gets a handle of its own.
 
-    def __init__(self, source: Source) -> None:
+    With `overview` it reads this overview of the file (from 0), whose pixels windows then count.
+    """
+
+    def __init__(self, source: Source, overview: int | None = None) -> None:
         self.source = source
+        self._overview = overview
         self._local = threading.local()
         self._lock = threading.Lock()
         self._handles: list[Any] = []
@@ -56,6 +61,8 @@ class Reader:
             valid &= np.isfinite(raw).all(axis=0)
         if source.mask_band:
             valid &= src.read_masks(source.bands[0], window=window) > 0
+        if source.alpha is not None:  # GDAL takes alpha for a mask of one or three bands of some types only
+            valid &= src.read([source.alpha], window=window)[0] > 0
         pixels = raw.astype(np.float32)
         if source.offset:
             pixels -= np.float32(source.offset)
@@ -70,7 +77,7 @@ class Reader:
 
     def _handle(self) -> Any:
         if not hasattr(self._local, "src"):
-            self._local.src = self.source.array or open_raster(self.source.path)
+            self._local.src = self.source.array or open_raster(self.source.path, self._overview)
             with self._lock:
                 self._handles.append(self._local.src)
         return self._local.src
@@ -78,8 +85,6 @@ class Reader:
 
 def set_block_cache(sources: Sequence[Source], tile_height: int, width: int | None = None) -> int:
     """Size GDAL's block cache for these sources and return it in bytes; by default it would grow with the machine's RAM."""
-    from rasterio._env import set_gdal_config  # the one place where rasterio lets the cache be resized after first use
-
     size = max(64 << 20, sum(s.cache_bytes(tile_height, width) for s in sources))
-    set_gdal_config("GDAL_CACHEMAX", min(size, (1 << 31) - 1))
+    resize_block_cache(min(size, (1 << 31) - 1))
     return size

@@ -5,10 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from tmtool.errors import InputError
-from tmtool.grid import PATCH
-from tmtool.modality import MODALITIES, TOKEN_NODATA
+from tmtool.modality import MODALITIES, TOKEN_NODATA, TOKEN_PX
 from tmtool.source.arrays import described_array
 from tmtool.source.opening import Description, Source, described
+
+_TOKENS = "tokenize"
+"""The task that token rasters are products of."""
 
 
 def token_source(raster: Any) -> Source | None:
@@ -19,18 +21,18 @@ def token_source(raster: Any) -> Source | None:
     """
     found = described(raster) if isinstance(raster, str) else described_array(_tokens_of(raster))
     made = found.made
-    if made.get("task") != "tokenize" or "codebook" not in made:
+    if made is None or made.task != _TOKENS or "codebook" not in made.details:
         return None
     grid, count, dtype = found.grid, len(found.dtypes), found.dtypes[0]
-    whole = grid.finer(PATCH, (made["source"]["height"], made["source"]["width"]))
-    if count != 1 or dtype != "uint16" or whole.coarser(PATCH) != grid:
+    whole = grid.finer(TOKEN_PX, (made.details["source"]["height"], made.details["source"]["width"]))
+    if count != 1 or dtype != "uint16" or whole.coarser(TOKEN_PX) != grid:
         raise InputError(
             f"{found.path}: is no longer the token raster that tmtool wrote for {whole.shape[0]} x {whole.shape[1]} px; it "
             f"has {count} band(s) of {dtype}, {grid.shape[0]} x {grid.shape[1]}. Tokenize the raster again."
         )
     source = Source(
         found.path,
-        MODALITIES[made["modality"]],
+        MODALITIES[made.modality],
         "its tmtool provenance",
         whole,
         (1,),
@@ -41,11 +43,11 @@ def token_source(raster: Any) -> Source | None:
         found.blocks[0],
         0.0,
         "tokens",
-        scale=PATCH,
+        scale=TOKEN_PX,
         made=made,
         array=found.array,
     )
-    return replace(source, validity=_validity(source, raster)) if made["validity"] else source
+    return replace(source, validity=_validity(source, raster)) if made.validity else source
 
 
 def _tokens_of(raster: Any) -> Any:
@@ -67,7 +69,7 @@ def _validity(tokens: Source, raster: Any) -> Source:
 
 
 def _file_beside(tokens: Source, path: str) -> Description:
-    name = tokens.made["validity"]
+    name = (tokens.made and tokens.made.validity) or ""
     try:
         return described(os.path.join(os.path.dirname(path), name))
     except InputError as error:

@@ -1,0 +1,143 @@
+"""What a model says of itself, and what exactly is asked of it for the scenes of a run. Nothing heavy is imported here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from numpy.typing import NDArray
+
+from tmtool.device import Compute
+from tmtool.grid import TileBatch
+from tmtool.modality import MODALITIES, Modality
+from tmtool.models.requests import Embedding, Request
+from tmtool.models.weights import WeightFile
+
+Moments = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each band, in the modality's unit."""
+
+
+class TileModel(Protocol):
+    """Anything that turns a batch of tiles into arrays, a pure function of pixels and positions."""
+
+    def __call__(self, batch: TileBatch) -> Mapping[str, NDArray[Any]]:
+        """Return for each output `(B, channels, S/scale, S/scale)`, in the product's unit (class logits for classes)."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that decides what a model computes, weights and device included.
+
+    `name` is the model's in the registry. `bands` names the bands of inputs that are not used whole.
+    """
+
+    name: str
+    request: Request
+    inputs: tuple[str, ...]
+    seed: int = 0
+    compute: Compute = field(default_factory=Compute)
+    files: Mapping[WeightFile, Path] | None = None
+    """Where the weights lie; None for random ones."""
+    bands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def modality(self, name: str) -> Modality:
+        """Return an input or output with the bands that are used of it."""
+        modality = MODALITIES[name]
+        return modality.subset(self.bands[name]) if name in self.bands else modality
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Modalities that are made, or imagined for `embed`."""
+        return self.request.outputs
+
+    @property
+    def tokenised(self) -> tuple[str, ...]:
+        """Inputs that the model takes as tokens only."""
+        return tuple(m for m in self.inputs if MODALITIES[m].raw_key is None)
+
+    @property
+    def encoded(self) -> tuple[str, ...]:
+        """Inputs that a tokenizer's encoder turns into tokens."""
+        return self.request.encoded(self.inputs, self.tokenised)
+
+
+@dataclass(frozen=True)
+class EmbeddingOutput:
+    """One output of an embedding model: the vectors of `layer` (from 0), merged or of one `modality`; `channels` long."""
+
+    name: str
+    layer: int
+    modality: str | None
+    channels: int
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model of the registry: facts that are known without loading anything. A family is a subclass.
+
+    `module` has `build(spec) -> TileModel` and is imported when a model is built. `patch` is the side of the ViT's patch in
+    px, `dim` and `depth` the width of the encoder's vectors and its layers.
+    """
+
+    title: str
+    module: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...] = ()
+    requests: tuple[type[Request], ...] = (Request,)
+    """Kinds of work that it can do."""
+    patch: int = 16
+    dim: int = 768
+    depth: int = 12
+    dates: int = 1
+    """The most dates of one modality that it takes at once."""
+    coords: bool = False
+    """Whether it takes coordinates."""
+    notice: str = ""
+    """What a user has to be told on every run, and what provenance says."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Why an output that other models make is not offered."""
+    licence: str = "Apache-2.0"
+
+    statistics: ClassVar[Mapping[str, Mapping[str, tuple[float, float]]]] = {}
+    """Mean and standard deviation of what it was trained on, by modality and band."""
+
+    def moments(self, modality: Modality) -> Moments:
+        """Return the mean and standard deviation of each band of a modality; 0 and 1 of what is not standardised."""
+        known = self.statistics.get(modality.name, {})
+        pairs = [known.get(band, (0.0, 1.0)) for band in modality.bands]
+        return tuple(mean for mean, _ in pairs), tuple(std for _, std in pairs)
+
+    def files(self, spec: ModelSpec) -> tuple[WeightFile, ...]:
+        """Return the weight files that a job uses."""
+        return ()
+
+    def build(self, spec: ModelSpec) -> TileModel:
+        """Build the model and load its weights onto its device. The first call imports torch."""
+        module: Any = import_module(self.module)
+        model: TileModel = module.build(spec)
+        return model
+
+    def embeddings(self, request: Embedding, inputs: Sequence[str]) -> tuple[EmbeddingOutput, ...]:
+        """Return what a request for embeddings makes: one output a layer, with `merge` dict one a modality of it."""
+        parts: Sequence[str | None] = inputs if request.merge == "dict" else (None,)
+        wide = len(inputs) + len(request.outputs) if request.merge == "concat" else 1
+        outputs = []
+        for layer in (n % self.depth for n in request.layers):
+            for part in parts:
+                words = ["embed", f"layer{layer}" if len(request.layers) > 1 else "", part or ""]
+                outputs.append(EmbeddingOutput("_".join(filter(None, words)), layer, part, self.dim * wide))
+        return tuple(outputs)
+
+    def tflop_per_tile(self, spec: ModelSpec, size: int) -> float:
+        """Estimate the arithmetic of one tile of `size` px, in 10**12 operations."""
+        return 0.0
+
+    def parameters_of(self, spec: ModelSpec) -> float:
+        """Return about how many parameters a job loads, in millions."""
+        return 0.0
+
+    def tile_mb_of(self, spec: ModelSpec) -> float:
+        """Return about how much memory a CPU needs for a 256 px tile, in 10**6 bytes."""
+        return 0.0

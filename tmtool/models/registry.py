@@ -1,0 +1,36 @@
+"""The models there are, by the names that `--model` takes. A file in `families/` registers its own when it is imported."""
+
+import pkgutil
+from importlib import import_module
+
+from tmtool.errors import UsageError
+from tmtool.models import families
+from tmtool.models.entry import ModelEntry, ModelSpec, TileModel
+
+RANDOM = "random"
+"""Value of `--weights` that asks for seeded random weights."""
+
+MODELS: dict[str, ModelEntry] = {}
+
+
+def register(name: str, entry: ModelEntry) -> None:
+    """Offer a model under a name."""
+    MODELS[name] = entry
+
+
+def find(name: str) -> ModelEntry:
+    """Return the model called `name`, or raise `UsageError` with the choices."""
+    if name not in MODELS:
+        raise UsageError(f"Unknown model {name!r}. Choose from {', '.join(MODELS)}.")
+    return MODELS[name]
+
+
+def build(spec: ModelSpec) -> TileModel:
+    """Build the model of a spec; see `ModelEntry.build`."""
+    return find(spec.name).build(spec)
+
+
+def load_families() -> None:
+    """Import every file in `families/`, in the order of their names."""
+    for module in pkgutil.iter_modules(families.__path__):
+        import_module(f"{families.__name__}.{module.name}")

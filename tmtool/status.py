@@ -1,0 +1,91 @@
+"""How a scene's products would be made now, and whether those that exist are what a job would make."""
+
+import os
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from tmtool import __version__, models
+from tmtool.errors import ProductError
+from tmtool.job import Job, Prepared, target
+from tmtool.models import ModelSpec
+from tmtool.provenance import Provenance, parse
+
+
+def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -> Provenance:
+    """Return what all products of a scene say of how they were made; `weights` are the digests by file, "random",
+    or None if they are not known before they are fetched.
+    """
+    return Provenance(
+        task=job.task.name,
+        model=job.model,
+        version=__version__,
+        libraries={name: _version(name) for name in ("terratorch", "torch", "rasterio")},
+        weights=weights,
+        inputs={m: os.path.basename(s.path) for m, s in prepared.sources.items()},
+        input_states={m: _state(s.path) for m, s in prepared.sources.items()},
+        outputs=spec.outputs,
+        offsets={m: s.offset for m, s in prepared.sources.items() if s.modality.is_optical},
+        seed=job.seed,
+        sampling=vars(spec.request.sampling),
+        tiling=vars(prepared.plan.tiling),
+        precision=spec.compute.precision,
+        device=spec.compute.device.partition(":")[0],
+        threads=spec.compute.threads,
+        compiled=True if spec.compute.compiled else None,
+        warning=notice_of(job) or None,
+        details=job.task.details(spec, prepared.grid),
+    )
+
+
+def notice_of(job: Job) -> str:
+    """Return what users of a job's products have to know, or nothing."""
+    if job.weights == models.RANDOM:
+        return "RANDOM WEIGHTS: the products mean nothing. They show that the pipeline works, not what TerraMind does."
+    return job.entry.notice
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _state(path: str) -> str:
+    """Return what tells a changed file: its size and time of change; nothing of what is no local file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ""
+    return f"{found.st_size} bytes, changed {found.st_mtime_ns}"
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether a scene's products exist: all as they would be made, not all, or as something `other`, and `why`."""
+
+    kind: Literal["absent", "done", "other"]
+    why: str = ""
+
+
+def status_of(prepared: Prepared, provenance: Provenance) -> Status:
+    """Compare the products that exist with what would be made now."""
+    existing = [p for p in prepared.products if not p.holes and target(prepared.scene, p).exists()]
+    wanted = [p for p in prepared.products if not p.holes]
+    for product in existing:
+        path = target(prepared.scene, product)
+        try:
+            # absolute, as a name such as http:a would be a URI where it begins the path
+            made = parse(product.format.tags(path.absolute()))
+        except ProductError as error:
+            return Status("other", f"{path} is not whole ({error})")
+        if made is None:
+            return Status("other", f"{path} exists and was not made by tmtool")
+        if provenance.weights is None:
+            made = replace(made, weights=None)
+        if changed := made.differences(provenance):
+            return Status("other", f"{path} exists and was made otherwise: {'; '.join(changed)}")
+        if made.validity and not (path.parent / made.validity).exists():
+            return Status("absent", f"{made.validity} is missing")
+    return Status("done" if len(existing) == len(wanted) else "absent")

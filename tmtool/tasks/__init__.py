@@ -1,0 +1,11 @@
+"""The tasks: one file each, which owns all that is particular to it. Choices of tasks derive from `TASKS`."""
+
+from tmtool.tasks.base import Task
+from tmtool.tasks.embed import Embed, Vectors
+from tmtool.tasks.generate import Generate
+from tmtool.tasks.reconstruct import Reconstruct
+from tmtool.tasks.tokenize import Tokenize
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Generate, Tokenize, Reconstruct, Embed)}
+
+__all__ = ["TASKS", "Embed", "Generate", "Reconstruct", "Task", "Tokenize", "Vectors"]

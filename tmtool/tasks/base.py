@@ -1,0 +1,138 @@
+"""What a task has to say of itself. Nothing else in tmtool asks which task it is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tmtool.errors import InputError, UsageError
+from tmtool.grid import Grid
+from tmtool.modality import MODALITIES, Modality
+from tmtool.models import ModelEntry, ModelSpec, Request
+from tmtool.products import Product
+from tmtool.provenance import Provenance
+from tmtool.source import Source, inspect
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """What is made of every scene of a run. Its fields are what a user can ask of it.
+
+    `on_patch_grid` says that tiles must lie on the patch grid, `one_input` that it takes one raster a scene.
+    """
+
+    name: ClassVar[str]
+    on_patch_grid: ClassVar[bool] = True
+    one_input: ClassVar[bool] = False
+    formats: ClassVar[tuple[str, ...]] = ("cog",)
+    """Names of the file formats that its products can have; the first is the default."""
+
+    @classmethod
+    def for_files(cls, outputs: tuple[str, ...], coords: bool) -> "Task":
+        """Return the task as far as it decides which weight files are used."""
+        return cls()
+
+    @property
+    def wants_places(self) -> bool:
+        """Whether the model is told where tiles lie."""
+        return False
+
+    @property
+    def bands(self) -> Mapping[str, tuple[str, ...]]:
+        """Bands of modalities that are not used whole."""
+        return {}
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """A file of the user's own whose weights take the place of the model's."""
+        return None
+
+    def anywhere(self) -> "Task":
+        """Return the task with its files named from any folder."""
+        return self
+
+    @property
+    def before(self) -> "Task | None":
+        """The task whose products this one works on, which it makes on the way where they are not given."""
+        return None
+
+    def precision(self, asked: str) -> str:
+        """Return the precision of the model where the user asked for this one."""
+        return asked
+
+    def check(self, model: str, entry: ModelEntry) -> None:  # noqa: B027  (most have nothing to check)
+        """Raise `UsageError` for options that cannot work together, or not with this model."""
+
+    def offered(self, entry: ModelEntry) -> tuple[str, ...]:
+        """Return the modalities that it takes with a model."""
+        return entry.inputs
+
+    def look_at(self, raster: Any, modality: Modality | None, s2_offset: float | None, entry: ModelEntry) -> Source:
+        """Look at one input: a path, or what xarray has of it. Raises `InputError`."""
+        return inspect(raster, modality, s2_offset, entry.moments if entry.statistics else None)
+
+    def check_source(self, source: Source, model: str, entry: ModelEntry) -> None:
+        """Raise `InputError` if it cannot be done with what a raster is."""
+        if source.modality.name not in self.offered(entry):
+            raise InputError(
+                f"{source.path}: is {source.modality.name}, which --model {model} does not take "
+                f"({', '.join(self.offered(entry))})."
+            )
+
+    def check_grid(self, path: str, grid: Grid) -> None:  # noqa: B027
+        """Raise `InputError` if it cannot be done on a grid."""
+
+    @abstractmethod
+    def request(self, inputs: Sequence[str]) -> Request:
+        """Return what the model is asked for, for scenes with these inputs."""
+
+    @abstractmethod
+    def products(self, spec: ModelSpec, entry: ModelEntry) -> tuple[Product, ...]:
+        """Return what is written of a scene."""
+
+    def encoding(self, source: Source) -> "Task | None":
+        """Return the task that turns a source into what the model takes, or None if it is that already."""
+        return None
+
+    def validity(self, source: Source) -> Source | None:
+        """Return what else has to be read beside a source, to tell which of its pixels hold data."""
+        return None
+
+    def details(self, spec: ModelSpec, grid: Grid) -> Mapping[str, Any]:
+        """Return what provenance says of this task alone."""
+        return {}
+
+    def check_made(self, sources: Mapping[str, Source], provenance: Provenance) -> None:  # noqa: B027
+        """Raise `InputError` if what inputs were made with does not go with how products would be made."""
+
+
+def check_outputs(outputs: Sequence[str], option: str, model: str, entry: ModelEntry) -> None:
+    """Raise `UsageError` if a model cannot make these modalities, or one is named twice."""
+    for output in outputs:
+        if output not in entry.outputs:
+            why = f" ({entry.absent[output]})" if output in entry.absent else ""
+            raise UsageError(
+                f"{option}: --model {model} cannot make {output}{why}; it makes {', '.join(entry.outputs)}."
+            )
+    if len(set(outputs)) < len(outputs):
+        raise UsageError(f"{option} names the same modality twice: {','.join(outputs)}.")
+
+
+def check_not_both(source: Source, outputs: Sequence[str], option: str) -> None:
+    """Raise `InputError` for an input that is to be made too, where it enters as tokens."""
+    name = source.modality.name
+    if name in outputs and MODALITIES[name].raw_key is None:
+        raise InputError(
+            f"{source.path}: is {name}, and {option} asks for {name} too; TerraMind cannot do both at once."
+        )
+
+
+def check_tokenizer(task: Task, source: Source, model: str, entry: ModelEntry, known: Sequence[str]) -> None:
+    """Raise `InputError` if a model has no tokenizer of what a raster is; `known` are those that other models have."""
+    name = source.modality.name
+    if name not in entry.outputs:
+        why = f" in --model {model}" if name in known else ""
+        raise InputError(
+            f"{source.path}: is {name}, which has no tokenizer{why}; {task.name} takes {', '.join(entry.outputs)}."
+        )

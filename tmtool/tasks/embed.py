@@ -1,0 +1,162 @@
+"""`embed`: one vector for each patch, tile or scene."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmtool.cog import COG
+from tmtool.errors import InputError, UsageError
+from tmtool.geoparquet import GEOPARQUET
+from tmtool.grid import Grid, OutputSpec, Strip
+from tmtool.models import Embedding, EmbeddingOutput, ModelEntry, ModelSpec, Sampling
+from tmtool.products import Product, check_finite
+from tmtool.source import Source
+from tmtool.tasks.base import Task, check_not_both, check_outputs
+from tmtool.writer import Format, Layout
+from tmtool.zarr import ZARR
+
+_FORMATS: dict[str, Format] = {"cog": COG, "zarr": ZARR, "geoparquet": GEOPARQUET}
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """How embeddings are written; the names are the command line's."""
+
+    normalize: Literal["none", "l2"] = "none"
+    dtype: Literal["float32", "float16", "int8"] = "float32"
+    format: str = "cog"
+    pool: Literal["patch", "tile", "scene"] = "patch"
+
+
+@dataclass(frozen=True)
+class Embed(Task):
+    """Embed rasters: the vectors of `layers`, merged over modalities. `imagined` are modalities of TiM.
+
+    `used` names the bands of inputs that are not used whole, `tuned` is a fine-tuned backbone's checkpoint.
+    """
+
+    name: ClassVar[str] = "embed"
+    formats: ClassVar[tuple[str, ...]] = tuple(_FORMATS)
+
+    layers: tuple[int, ...] = (-1,)
+    merge: Literal["mean", "max", "concat", "dict"] = "mean"
+    coords: bool = False
+    imagined: tuple[str, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    used: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    tuned: Path | None = None
+    vectors: Vectors = field(default_factory=Vectors)
+
+    def anywhere(self) -> "Task":
+        """Return the task with its checkpoint named from any folder."""
+        return replace(self, tuned=self.tuned.absolute()) if self.tuned else self
+
+    @property
+    def wants_places(self) -> bool:
+        """Whether the model is told where tiles lie."""
+        return self.coords
+
+    @property
+    def bands(self) -> Mapping[str, tuple[str, ...]]:
+        """Bands of modalities that are not used whole."""
+        return self.used
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The fine-tuned backbone."""
+        return self.tuned
+
+    @classmethod
+    def for_files(cls, outputs: tuple[str, ...], coords: bool) -> "Task":
+        """Return the task that imagines these outputs."""
+        return cls(imagined=outputs, coords=coords)
+
+    def check(self, model: str, entry: ModelEntry) -> None:
+        """Raise `UsageError` for options that cannot work together, or not with this model."""
+        check_outputs(self.imagined, "--tim", model, entry)
+        if bad := [n for n in self.layers if not -entry.depth <= n < entry.depth]:
+            raise UsageError(f"--layer {bad[0]}: --model {model} has layers 0 to {entry.depth - 1} (-1 is the last).")
+        if not self.layers or len({n % entry.depth for n in self.layers}) < len(self.layers):
+            raise UsageError(f"--layer names the same layer twice, or none: {','.join(map(str, self.layers))}.")
+        if self.imagined and self.used:
+            raise UsageError("--tim imagines from whole modalities: leave out --bands.")
+        if self.imagined and self.merge == "dict":
+            raise UsageError("--tim and --merge dict: the imagined modality would not show; use mean, max or concat.")
+        if self.coords and not entry.coords:
+            raise UsageError(f"--coords: --model {model} takes no coordinates.")
+        if self.tuned is not None and not self.tuned.is_file():
+            raise UsageError(f"--checkpoint {self.tuned}: no such file.")
+        self.sampling.check()
+
+    def check_source(self, source: Source, model: str, entry: ModelEntry) -> None:
+        """Raise `InputError` if the model does not take a raster, or would have to imagine the same."""
+        super().check_source(source, model, entry)
+        check_not_both(source, self.imagined, "--tim")
+
+    def check_grid(self, path: str, grid: Grid) -> None:
+        """Raise `InputError` if coordinates are asked for where none are known."""
+        if self.coords and grid.crs is None:
+            raise InputError(f"{path}: has no CRS, so its coordinates are not known; leave out --coords.")
+
+    def request(self, inputs: Sequence[str]) -> Embedding:
+        """Return what the model is asked for."""
+        return Embedding(self.imagined, self.sampling, self.tuned, self.layers, self.merge, self.coords)
+
+    def products(self, spec: ModelSpec, entry: ModelEntry) -> tuple[Product, ...]:
+        """Return a product a layer, with `merge` dict one a modality of it."""
+        outputs = entry.embeddings(self.request(spec.inputs), spec.inputs)
+        return tuple(_product(output, self.vectors, entry.patch) for output in outputs)
+
+    def details(self, spec: ModelSpec, grid: Grid) -> Mapping[str, Any]:
+        """Return the bands in use and how vectors were taken and written."""
+        asked = {"layers": self.layers, "merge": self.merge, "coords": self.coords}
+        bands = {m: list(spec.modality(m).bands) for m in spec.inputs}
+        return {"bands": bands, "embedding": asked | vars(self.vectors)}
+
+
+def _product(output: EmbeddingOutput, options: Vectors, patch: int) -> Product:
+    """Return a product of embeddings: one band a dimension, one vector a patch, a tile or the scene."""
+    by_scale = options.dtype == "int8" and options.normalize == "none"  # known only when all rows are
+    wide = options.dtype == "float16" or by_scale
+    pool = "none" if options.pool == "patch" else options.pool
+    return Product(
+        suffix=output.name,
+        modality=output.modality or "",
+        spec=OutputSpec(output.name, output.channels, patch, pool=pool),
+        layout=Layout(
+            bands=tuple(f"{i:04d}" for i in range(output.channels)),
+            dtype=options.dtype,
+            nodata=-128 if options.dtype == "int8" else float("nan"),
+            work_dtype="float32" if wide else "",
+        ),
+        finish=partial(_finish, output.name, options),
+        format=_FORMATS[options.format],
+        about=(("layer", output.layer),),
+    )
+
+
+def _finish(name: str, options: Vectors, strip: Strip) -> NDArray[Any]:
+    """Return `(D, h, W)`: normalised if asked for, in the work file's dtype."""
+    values = strip.values
+    check_finite(name, strip)
+    if options.normalize == "l2":
+        values = values / np.maximum(np.linalg.norm(values, axis=0), 1e-12)
+    if options.dtype == "int8" and options.normalize == "l2":
+        return signed_root_code(values)
+    return values.astype(np.float16).astype(np.float32) if options.dtype == "float16" else values
+
+
+def signed_root_code(values: NDArray[Any]) -> NDArray[np.int8]:
+    """Return AlphaEarth's code of unit vectors: `q = clip(round(127.5 sign(v) sqrt|v|), -127, 127)`, int8.
+
+    `v = sign(q) (q / 127.5)^2` gives the values back.
+    """
+    coded: NDArray[np.int8] = np.clip(np.rint(127.5 * np.sign(values) * np.sqrt(np.abs(values))), -127, 127).astype(
+        np.int8
+    )
+    return coded
