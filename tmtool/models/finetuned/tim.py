@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tmtool.device import Compute
 from tmtool.errors import UsageError
 from tmtool.modality import MODALITIES
-from tmtool.models import ModelSpec, Sampling
+from tmtool.models import ModelSpec, Request, Sampling
 from tmtool.models.generator import Drawer
 from tmtool.models.inputs import CellGrid
 
@@ -44,10 +44,10 @@ class PlacedSampler(nn.Module):
             temperature=schedule[0]["temperature"],
             decoding_steps=len(schedule) // len(targets),
         )
-        compute = Compute(str(first.device))
+        request = Request(tuple(self._targets[t] for t in targets), sampling)
         spec = ModelSpec(
-            "finetuned", "predict", (), tuple(self._targets[t] for t in targets), self._seed, sampling, compute
-        )
+            "base", request, (), self._seed, Compute(str(first.device))
+        )  # what all sizes share is asked of it
         drawer = Drawer(self.model, {}, spec)
         seen = [
             drawer.embed_tokens(key, value if value.is_floating_point() else value.flatten(1))
