@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import ROOT
 from tmtool.errors import UsageError
 from tmtool.modality import MODALITIES, S2_BANDS
+from tmtool.models import MODELS
 from tmtool.models.finetuned.config import TaskConfig, Tiling, input_key, read_config
 
 CONFIGS = ROOT.parent / "shared" / "data" / "configs"
@@ -139,7 +140,7 @@ def test_several_modalities_and_dates(read: Any) -> None:
     assert [entry.modality for entry in config.inputs] == ["S2L2A", "S1RTC", "DEM"]
     assert config.inputs[0].bands == S2_BANDS
     assert config.inputs[2].bands == ("elevation",)
-    assert [row[0] for row in config.inputs[1].means] == list(MODALITIES["S1RTC"].mean)
+    assert [row[0] for row in config.inputs[1].means] == list(MODELS["base"].moments(MODALITIES["S1RTC"])[0])
     assert (config.joined, config.temporal, config.dates) == ("dict", True, 4)
     assert config.tiling == Tiling(256, 208, 8)
     assert config.check_dates({"S2L2A": 4, "S1RTC": 4, "DEM": 1}) == 4

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tmtool.errors import UsageError
-from tmtool.modality import MODALITIES, S2_NAMES
+from tmtool.modality import S2_NAMES
+from tmtool.models import MODELS
 from tmtool.models.finetuned.document import read_yaml
 
 PRETRAINING = "pretraining"
@@ -16,6 +17,9 @@ Statistic = tuple[tuple[float, ...], ...]
 """One value a band, or one for each date of each band."""
 
 _HLS = ("BLUE", "GREEN", "RED", "NIR_NARROW", "SWIR_1", "SWIR_2")
+
+_TERRAMIND = (("terramind_v1_", "base"), ("terramind_v01_", "v01-base"))
+"""Models of tmtool's whose pretraining is that of backbones, by the beginning of their names."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,9 @@ def pretraining(path: str, backbone: str, modality: str | None, bands: Sequence[
         if backbone.startswith(begin):
             known = {S2_NAMES[b]: (mean, std) for b, mean, std in zip(_HLS, means, stds, strict=True)}
             return _picked(path, f"{backbone}'s pretraining", known, bands)
-    if backbone.startswith("terramind_v1_") and modality is not None:
-        entry = MODALITIES[modality]
-        known = {b: (mean, std) for b, mean, std in zip(entry.bands, entry.mean, entry.std, strict=True)}
-        return _picked(path, f"TerraMind's pretraining on {modality}", known, bands)
+    entry = next((MODELS.get(name) for begin, name in _TERRAMIND if backbone.startswith(begin)), None)
+    if entry and modality in entry.statistics:
+        return _picked(path, f"TerraMind's pretraining on {modality}", entry.statistics[modality], bands)
     raise UsageError(
         f"{path}: --means pretraining: the statistics of {backbone}'s pretraining{f' on {modality}' if modality else ''} "
         "are not known here. Give --means FILE --stds FILE."
