@@ -327,27 +327,35 @@ def test_the_checkpoint_of_another_config(make: Any, tmp_path: Path) -> None:
         build_predictor(read_config(tmp_path / "other.yaml"), plain, Compute())
 
 
+def _touch(path: str) -> None:
+    Path(path).touch()
+
+
 class _Payload:
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    """Touches a file when it is unpickled, by a function of ours or of the system's."""
+
+    def __init__(self, function: Any, path: Path) -> None:
+        self.call = function, (str(path),)
 
     def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.path),)
+        return self.call
 
 
 def test_pickled_code_does_not_run(make: Any, tmp_path: Path) -> None:
     config, task, _ = make(BURN_SCARS)
     touched = tmp_path / "touched"
-    torch.save(
-        {"state_dict": task.state_dict(), "hyper_parameters": {"model_args": _Payload(touched)}}, tmp_path / "a.ckpt"
-    )
-    checkpoint = read_task_checkpoint(tmp_path / "a.ckpt")
-    build_predictor(config, checkpoint, Compute())
+    file = tmp_path / "odd.ckpt"
+    torch.save({"state_dict": task.state_dict(), "hyper_parameters": {"model_args": _Payload(_touch, touched)}}, file)
+    checkpoint = read_task_checkpoint(file)
+    build_predictor(config, checkpoint, Compute())  # what it holds besides weights is left alone
     with pytest.raises(UsageError, match="--config"):
         config_of(checkpoint)
-    (tmp_path / "b.ckpt").write_bytes(pickle.dumps({"state_dict": _Payload(touched)}))
+    torch.save({"state_dict": task.state_dict(), "callbacks": _Payload(os.mkdir, touched)}, file)
+    with pytest.raises(WeightsError, match="cannot be read as a checkpoint"):
+        read_task_checkpoint(file)
+    file.write_bytes(pickle.dumps({"state_dict": _Payload(_touch, touched)}))
     with pytest.raises(WeightsError):
-        read_task_checkpoint(tmp_path / "b.ckpt")
+        read_task_checkpoint(file)
     assert not touched.exists()
 
 

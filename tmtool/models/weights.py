@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tmtool.errors import WeightsError
 from tmtool.models.headers import check_header
@@ -317,26 +317,35 @@ def _backbone_begin(path: Path, names: Collection[str]) -> str:
 
 
 def _checkpoint_state(path: Path) -> dict[str, "Tensor"]:
+    if path.suffix == ".safetensors":
+        return read_state(path)
+    content = checkpoint_content(path)
+    state: dict[str, Tensor] = content.get("state_dict", content)
+    return state
+
+
+def checkpoint_content(path: Path) -> dict[str, Any]:
+    """Return all that a checkpoint holds, with `Foreign` objects in place of what is neither a tensor nor a plain value.
+
+    Nothing in the file is run. Raises `WeightsError`.
+    """
     import torch
     from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-    if path.suffix == ".safetensors":
-        return read_state(path)
     check_header(path, "Save or copy it again.", checkpoint=True)
     try:
-        foreign = [(_Foreign, name) for name in get_unsafe_globals_in_checkpoint(path)]
+        foreign = [(Foreign, name) for name in get_unsafe_globals_in_checkpoint(path)]
         with safe_globals(foreign):  # type: ignore[arg-type]
-            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # whatever a trainer's settings or damage make torch raise
         raise WeightsError(
             f"{path}: cannot be read as a checkpoint ({_reason(error)}). If it is a trainer's checkpoint that holds more "
             "than weights and plain settings, save its state_dict on its own."
         ) from error
-    state: dict[str, Tensor] = content.get("state_dict", content)
-    return state
+    return content
 
 
-class _Foreign(dict):  # type: ignore[type-arg]
+class Foreign(dict):  # type: ignore[type-arg]
     """Stands in for a class that a checkpoint names, such as a trainer's settings."""
 
     def __init__(self, *_: object, **__: object) -> None:

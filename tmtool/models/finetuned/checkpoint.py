@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from tmtool.errors import UsageError, WeightsError
 from tmtool.models.finetuned.config import TASKS, TaskConfig, task_config
 from tmtool.models.finetuned.document import Component
-from tmtool.models.weights import _first_line, _Foreign, load_strictly, read_state
+from tmtool.models.weights import Foreign, checkpoint_content, load_strictly, read_state
 
 _log = logging.getLogger("tmtool.weights")
 
@@ -44,24 +42,10 @@ def read_task_checkpoint(path: str | Path) -> TaskCheckpoint:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"--checkpoint {path}: no such file. Give a Lightning checkpoint or a state dict.")
-    content = read_state(path) if path.suffix == ".safetensors" else _content(path)
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise WeightsError(f"{path}: holds no state dict (names to tensors).")
+    content = read_state(path) if path.suffix == ".safetensors" else checkpoint_content(path)
+    state = content.get("state_dict", content)
     found = content.get("hyper_parameters") if state is not content else None
     return TaskCheckpoint(path, state, found if isinstance(found, dict) else {})
-
-
-def _content(path: Path) -> Any:
-    try:
-        foreign = [(_Foreign, name) for name in get_unsafe_globals_in_checkpoint(path)]
-        with safe_globals(foreign):  # type: ignore[arg-type]
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # whatever a damaged file or a foreign pickle makes torch raise
-        raise WeightsError(
-            f"{path}: cannot be read as a checkpoint ({_first_line(error)}). If it is a trainer's checkpoint that holds more "
-            "than weights and plain settings, save its state_dict on its own."
-        ) from error
 
 
 def config_of(checkpoint: TaskCheckpoint, means: str | None = None, stds: str | None = None) -> TaskConfig:
@@ -111,7 +95,7 @@ def check_same_task(config: TaskConfig, checkpoint: TaskCheckpoint) -> None:
 
 
 def _has_foreign(value: Any) -> bool:
-    if isinstance(value, _Foreign):
+    if isinstance(value, Foreign):
         return True
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return any(_has_foreign(v) for v in inner)

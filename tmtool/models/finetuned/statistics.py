@@ -95,7 +95,7 @@ def pretraining(path: str, backbone: str, modality: str | None, bands: Sequence[
             known = {S2_NAMES[b]: (mean, std) for b, mean, std in zip(_HLS, means, stds, strict=True)}
             return _picked(path, f"{backbone}'s pretraining", known, bands)
     entry = next((MODELS.get(name) for begin, name in _TERRAMIND if backbone.startswith(begin)), None)
-    if entry and modality in entry.statistics:
+    if entry and modality and modality in entry.statistics:
         return _picked(path, f"TerraMind's pretraining on {modality}", entry.statistics[modality], bands)
     raise UsageError(
         f"{path}: --means pretraining: the statistics of {backbone}'s pretraining{f' on {modality}' if modality else ''} "
