@@ -42,9 +42,11 @@ def read_task_checkpoint(path: str | Path) -> TaskCheckpoint:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"--checkpoint {path}: no such file. Give a Lightning checkpoint or a state dict.")
-    content = read_state(path) if path.suffix == ".safetensors" else checkpoint_content(path)
-    state = content.get("state_dict", content)
-    found = content.get("hyper_parameters") if state is not content else None
+    if path.suffix == ".safetensors":
+        return TaskCheckpoint(path, read_state(path), {})
+    content = checkpoint_content(path)
+    found = content.get("hyper_parameters") if "state_dict" in content else None
+    state: dict[str, Tensor] = content.get("state_dict", content)
     return TaskCheckpoint(path, state, found if isinstance(found, dict) else {})
 
 
