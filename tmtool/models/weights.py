@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tmtool.errors import WeightsError
 from tmtool.models.headers import check_header
@@ -321,26 +321,35 @@ def _backbone_begin(path: Path, names: Collection[str]) -> str:
 
 def checkpoint_state(path: Path) -> dict[str, "Tensor"]:
     """Return a checkpoint's tensors by key, memory-mapped: of Lightning's file, or a plain state dict. Runs no code in it."""
+    if path.suffix == ".safetensors":
+        return read_state(path)
+    content = checkpoint_content(path)
+    state: dict[str, Tensor] = content.get("state_dict", content)
+    return state
+
+
+def checkpoint_content(path: Path) -> dict[str, Any]:
+    """Return all that a checkpoint holds, with `Foreign` objects in place of what is neither a tensor nor a plain value.
+
+    Nothing in the file is run. Raises `WeightsError`.
+    """
     import torch
     from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-    if path.suffix == ".safetensors":
-        return read_state(path)
     check_header(path, "Save or copy it again.", checkpoint=True)
     try:
-        foreign = [(_Foreign, name) for name in get_unsafe_globals_in_checkpoint(path)]
+        foreign = [(Foreign, name) for name in get_unsafe_globals_in_checkpoint(path)]
         with safe_globals(foreign):  # type: ignore[arg-type]
-            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # whatever a trainer's settings or damage make torch raise
         raise WeightsError(
             f"{path}: cannot be read as a checkpoint ({_reason(error)}). If it is a trainer's checkpoint that holds more "
             "than weights and plain settings, save its state_dict on its own."
         ) from error
-    state: dict[str, Tensor] = content.get("state_dict", content)
-    return state
+    return content
 
 
-class _Foreign(dict):  # type: ignore[type-arg]
+class Foreign(dict):  # type: ignore[type-arg]
     """Stands in for a class that a checkpoint names, such as a trainer's settings."""
 
     def __init__(self, *_: object, **__: object) -> None:
@@ -392,9 +401,11 @@ def load_strictly(module: "nn.Module", state: Mapping[str, "Tensor"], path: Path
     given = {name: state[found[names[0]] or ""] for names in tied for name in names}
     module.load_state_dict({name: _as_float32(tensor) for name, tensor in given.items()}, strict=True, assign=True)
     for first, *others in tied:  # assigning gave each name an object of its own
+        owner, _, attribute = first.rpartition(".")
+        shared = getattr(module.get_submodule(owner), attribute)  # a parameter or a buffer
         for name in others:
             owner, _, attribute = name.rpartition(".")
-            setattr(module.get_submodule(owner), attribute, module.get_parameter(first))
+            setattr(module.get_submodule(owner), attribute, shared)
 
 
 def _tied_names(expected: Mapping[str, "Tensor"]) -> list[list[str]]:
