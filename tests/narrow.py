@@ -12,8 +12,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from tmtool.modality import INPUTS, MODALITIES, OUTPUTS
 from tmtool.models import MODELS
-from tmtool.models.architecture import terramind_register as register
-from tmtool.models.architecture import unet, vit_models
+from tmtool.models.terramind.architecture import terramind_register as register
+from tmtool.models.terramind.architecture import unet, vit_models
 from tmtool.models.weights import coords_file, core_file, tokenizer_file
 
 CORE = {

@@ -8,8 +8,8 @@ import torch
 
 from tests import narrow
 from tmtool.models import MODELS
-from tmtool.models.architecture import terramind_register as register
 from tmtool.models.families import terramind_v01 as v01
+from tmtool.models.terramind.architecture import terramind_register as register
 from tmtool.models.weights import coords_file
 
 KEYS = {m: modality.raw_key or modality.token_key for m, modality in v01.V01_MODALITIES.items()} | {"coords": "coords"}

@@ -18,10 +18,11 @@ from affine import Affine
 import tmtool as package
 from tests.conftest import ROOT, TRANSFORM
 from tests.simple_models import FAILURES
-from tmtool import api, cli, datasets
+from tmtool import api, cli
 from tmtool.errors import InputError, ProductError, UsageError
 from tmtool.modality import LULC_CLASSES, S2_BANDS
-from tmtool.plan import TilePlan, Tiling
+from tmtool.scene import datasets
+from tmtool.tiles.plan import TilePlan, Tiling
 
 TILES = {"crop": 64, "stride": 32, "delta": 16}
 ARGS = ("--crop", 64, "--stride", 32, "--delta", 16)

@@ -16,7 +16,7 @@ def outcome(script: str) -> list[str]:
 
 def test_only_what_terramind_needs_is_imported() -> None:
     script = (
-        "import sys, tmtool.models.terramind, tmtool.models.demo\n"
+        "import sys, tmtool.models.terramind.build, tmtool.models.demo\n"
         "print(*sorted({m.partition('.')[0] for m in sys.modules}))\n"
         "print(*(m for m in sys.modules if m.startswith('terratorch')))"
     )
@@ -28,7 +28,7 @@ def test_only_what_terramind_needs_is_imported() -> None:
 
 _BOTH = """
 import torch
-from tmtool.models.architecture import terramind_register as light, vqvae
+from tmtool.models.terramind.architecture import terramind_register as light, vqvae
 from terratorch.registry import BACKBONE_REGISTRY, FULL_MODEL_REGISTRY
 import terratorch, torchvision
 import terratorch.models.backbones.terramind.model.terramind_register as whole
@@ -83,7 +83,7 @@ def test_another_layout_of_terratorch_is_imported_whole() -> None:
         "        spec.submodule_search_locations = ['/nowhere']\n"
         "    return spec\n"
         "importlib.util.find_spec = elsewhere\n"
-        "import tmtool.models.architecture as architecture\n"
+        "import tmtool.models.terramind.architecture as architecture\n"
         "print('WHOLE', 'terratorch.tasks' in sys.modules, architecture.vqvae.DiVAE.__name__)\n"
     )
     lines = outcome(script)

@@ -66,16 +66,14 @@ def test_log_file(tmtool: Any, tmp_path: Path, make_raster: Any, identity: str) 
 
 LAYERS = [
     {"cli", "api"},
-    {"cluster"},
-    {"run", "datasets"},
-    {"writing", "pipeline"},
-    {"provenance"},
-    {"job", "engine"},
+    {"batch"},
+    {"scene"},
     {"tasks"},
-    {"source", "plan", "batches", "models", "stitch", "products", "metrics", "progress"},
-    {"cog", "zarr", "geoparquet", "claims", "device", "lanes", "memory", "noise"},
-    {"journal"},
-    {"writer"},
+    {"tiles"},
+    {"models"},
+    {"products"},
+    {"source"},
+    {"files"},
     {"compat"},
     {"modality", "grid", "errors", "names", "limits", "settings", "provenance"},
 ]
@@ -113,6 +111,6 @@ def test_imports_point_down_only(path: Path) -> None:
         assert not here.startswith("tmtool.compat") or other is None or module.startswith("tmtool.errors"), module
         top = module.partition(".")[0]
         assert top != "typer" or here.startswith("tmtool.cli")
-        assert top != "rich" or here.startswith("tmtool.cli") or here == "tmtool.progress"
+        assert top != "rich" or here.startswith("tmtool.cli") or here == "tmtool.scene.progress"
         assert top != "terratorch" or here.startswith("tmtool.models.")
         assert top != "torch" or here.split(".")[1] in {"models", "device", "noise", "compat"}

@@ -31,11 +31,11 @@ from tmtool.batch.cluster import (
     connect,
 )
 from tmtool.errors import ClusterError, ProductError, UsageError
-from tmtool.job import Job, Scene, prepare
-from tmtool.pipeline import Computed
-from tmtool.plan import TilePlan, Tiling
-from tmtool.progress import SilentReporter
+from tmtool.scene.job import Job, Scene, prepare
+from tmtool.scene.pipeline import Computed
+from tmtool.scene.progress import SilentReporter
 from tmtool.tasks import TASKS, Generate
+from tmtool.tiles.plan import TilePlan, Tiling
 
 psutil = pytest.importorskip("psutil")  # comes with distributed
 

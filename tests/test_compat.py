@@ -26,9 +26,9 @@ from tmtool.compat.rasterio import resize_block_cache
 from tmtool.compat.torch import compiler_errors
 from tmtool.errors import WeightsError
 from tmtool.grid import Window
-from tmtool.lanes import Lanes
 from tmtool.models import demo, parts
 from tmtool.source import Reader, inspect, set_block_cache
+from tmtool.tiles.lanes import Lanes
 
 PACKAGE = ROOT / "tmtool"
 

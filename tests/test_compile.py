@@ -13,8 +13,8 @@ import torch
 
 from tests import narrow
 from tests.test_terramind import GREEDY, adapter, batch_of, plausible, spec_of, std_of
-from tmtool.device import Compute, resolve
 from tmtool.errors import DeviceError
+from tmtool.models.device import Compute, resolve
 
 COMPILED = Compute("cpu", "fp32", compiled=True)
 

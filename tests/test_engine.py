@@ -10,12 +10,12 @@ import pytest
 from terratorch.tasks.tiled_inference import get_blend_mask
 
 from tests.simple_models import BlockMean, Constant, Coordinates, Identity, Noisy
-from tmtool.batches import Feed, TileInput, collate, load, read_ahead
-from tmtool.engine import Engine
 from tmtool.errors import UsageError
 from tmtool.grid import OutputSpec, Tile, Window, reflect
-from tmtool.plan import TilePlan, Tiling, blend_window
-from tmtool.stitch import Stitcher
+from tmtool.tiles.batches import Feed, TileInput, collate, load, read_ahead
+from tmtool.tiles.engine import Engine
+from tmtool.tiles.plan import TilePlan, Tiling, blend_window
+from tmtool.tiles.stitch import Stitcher
 
 SIZES = [
     (1, 1), (1, 600), (15, 16), (16, 17), (17, 15), (100, 208), (209, 100), (223, 257), (224, 224), (225, 240), (241, 223),
@@ -340,7 +340,7 @@ def test_blocks_say_which_rows_are_final_though_empty_tiles_come_first() -> None
 
 def test_a_batch_that_is_not_full_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of empty tiles after one that waits would pile up, and all their rows come at once."""
-    monkeypatch.setattr("tmtool.engine._MOST_PASSED", 8)
+    monkeypatch.setattr("tmtool.tiles.engine._MOST_PASSED", 8)
     raster = scene((9000, 200))
     valid = np.zeros((9000, 200), bool)
     valid[100:150] = True

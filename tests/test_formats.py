@@ -19,14 +19,14 @@ import xarray
 from affine import Affine
 from rasterio.crs import CRS
 
-import tmtool.geoparquet
-import tmtool.zarr
+import tmtool.files.geoparquet
+import tmtool.files.zarr
 from tests.conftest import TRANSFORM
 from tmtool.errors import DiskError, ProductError
-from tmtool.geoparquet import GEOPARQUET
+from tmtool.files.geoparquet import GEOPARQUET
+from tmtool.files.writer import Format, Layout, Work, Writer
+from tmtool.files.zarr import ZARR
 from tmtool.grid import Grid
-from tmtool.writer import Format, Layout, Work, Writer
-from tmtool.zarr import ZARR
 
 UTM = Grid(CRS.from_epsg(32719), TRANSFORM, (37, 21))
 DEGREES = Grid(CRS.from_epsg(4326), Affine(0.00143, 0, -70.7, 0, -0.00144, -33.4), (9, 70))
@@ -179,8 +179,8 @@ def test_a_store_replaces_an_older_one(tmp_path: Path) -> None:
 
 
 def test_a_store_of_many_chunks_equals_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tmtool.zarr, "_CHUNK_BYTES", 4096)
-    monkeypatch.setattr(tmtool.zarr, "_STRIP_BYTES", 4096)
+    monkeypatch.setattr(tmtool.files.zarr, "_CHUNK_BYTES", 4096)
+    monkeypatch.setattr(tmtool.files.zarr, "_STRIP_BYTES", 4096)
     values, valid = embeddings(FLOAT32, UTM)
     path = write(tmp_path / "e.zarr", UTM, FLOAT32, ZARR, values, valid)
     with xarray.open_zarr(path) as found:
@@ -194,7 +194,7 @@ def test_a_store_of_many_chunks_equals_its_rows(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_chunks_and_strips_are_of_sensible_size(bands: int, height: int, width: int, dtype: str) -> None:
     layout = Layout(("b",) * bands, dtype, 0, work_dtype="float32")
-    rows, cols = tmtool.zarr._chunk(layout, (height, width))
+    rows, cols = tmtool.files.zarr._chunk(layout, (height, width))
     assert 1 << 20 <= rows * cols * layout.pixel_bytes <= 16 << 20
     assert rows * width * bands * 4 <= 96 << 20 or rows == 16
 
@@ -237,7 +237,7 @@ def test_bbox_column_is_the_bounds(tmp_path: Path, grid: Grid) -> None:
 
 def test_neighbours_share_their_corners() -> None:
     rows, cols = (a.ravel() for a in np.mgrid[0:5, 0:8])
-    cells = tmtool.geoparquet.rings(ROTATED.transform, rows, cols)
+    cells = tmtool.files.geoparquet.rings(ROTATED.transform, rows, cols)
     assert len(np.unique(cells.reshape(-1, 2), axis=0)) == 6 * 9
 
 
@@ -315,7 +315,7 @@ def test_a_table_without_cells(tmp_path: Path) -> None:
 
 
 def test_a_table_of_many_row_groups_equals_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tmtool.geoparquet, "_GROUP_CELLS", 300)
+    monkeypatch.setattr(tmtool.files.geoparquet, "_GROUP_CELLS", 300)
     grid = Grid(UTM.crs, UTM.transform, (200, 4))
     values, valid = embeddings(FLOAT32, grid)
     valid[64:128] = False
@@ -348,9 +348,9 @@ def test_what_fails_leaves_nothing(
 def test_a_product_that_lies_elsewhere_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Format
 ) -> None:
-    monkeypatch.setattr(tmtool.zarr, "_crs_attributes", lambda crs: {})
+    monkeypatch.setattr(tmtool.files.zarr, "_crs_attributes", lambda crs: {})
     monkeypatch.setattr(
-        tmtool.geoparquet,
+        tmtool.files.geoparquet,
         "_metadata",
         lambda work, bounds: {"geo": json.dumps({"columns": {"geometry": {"crs": None}}})},
     )
@@ -360,8 +360,8 @@ def test_a_product_that_lies_elsewhere_is_an_error(
 
 
 def test_a_lost_cell_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = tmtool.geoparquet._groups
-    monkeypatch.setattr(tmtool.geoparquet, "_groups", lambda *args: (t.slice(1) for t in groups(*args)))
+    groups = tmtool.files.geoparquet._groups
+    monkeypatch.setattr(tmtool.files.geoparquet, "_groups", lambda *args: (t.slice(1) for t in groups(*args)))
     with pytest.raises(ProductError, match="cells, expected"):
         write(tmp_path / "e.parquet", UTM, FLOAT32, GEOPARQUET, *embeddings(FLOAT32, UTM))
 
@@ -369,7 +369,7 @@ def test_a_lost_cell_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("format", [ZARR, GEOPARQUET], ids=["zarr", "geoparquet"])
 def test_memory_does_not_grow_with_height(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Format) -> None:
     """20 000 rows of 41 MB pass through under 8 MB, in numpy's and Arrow's memory, where a chunk is of 1 MB."""
-    for module, name in ((tmtool.zarr, "_CHUNK_BYTES"), (tmtool.geoparquet, "_GROUP_BYTES")):
+    for module, name in ((tmtool.files.zarr, "_CHUNK_BYTES"), (tmtool.files.geoparquet, "_GROUP_BYTES")):
         monkeypatch.setattr(module, name, 1 << 20)
     grid = Grid(UTM.crs, UTM.transform, (20_000, 8))
     layout = Layout(tuple(map(str, range(64))), "float32", float("nan"))
@@ -393,6 +393,6 @@ def test_memory_does_not_grow_with_height(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_importing_the_formats_imports_no_library_of_theirs() -> None:
     heavy = {"zarr", "xarray", "rioxarray", "pyarrow", "pyproj", "pandas"}
-    code = f"import sys, tmtool.zarr, tmtool.geoparquet; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, tmtool.files.zarr, tmtool.files.geoparquet; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

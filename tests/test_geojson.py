@@ -15,10 +15,10 @@ from rasterio.crs import CRS
 from tests.conftest import TRANSFORM
 from tests.test_formats import TAGS, write
 from tmtool.errors import ProductError
-from tmtool.geojson import PLACES, TEXTS, geometry
+from tmtool.files.geojson import PLACES, TEXTS, geometry
+from tmtool.files.sayings import TEXT_BYTES, place_of, place_values, text_of, text_values
+from tmtool.files.writer import Layout
 from tmtool.grid import Grid
-from tmtool.sayings import TEXT_BYTES, place_of, place_values, text_of, text_values
-from tmtool.writer import Layout
 
 UTM = Grid(CRS.from_epsg(32719), TRANSFORM * Affine.scale(192), (4, 5))
 ROTATED = Grid(CRS.from_epsg(32719), Affine(1900.7, 200.1, 400_000.1, 200.3, -1900.6, 6_000_000.3), (3, 2))

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 
 from tests.conftest import ROOT
 from tmtool.errors import WeightsError
-from tmtool.job import Job
 from tmtool.models import Embedding
 from tmtool.models.headers import check_header
 from tmtool.models.weights import core_file, read_state, tokenizer_file
-from tmtool.pipeline import Models
+from tmtool.scene.job import Job
+from tmtool.scene.pipeline import Models
 
 RAN: list[str] = []
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import rasterio
 
-from tmtool.device import resolve
 from tmtool.errors import DeviceError
-from tmtool.lanes import Lanes
+from tmtool.models.device import resolve
+from tmtool.tiles.lanes import Lanes
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -93,7 +93,7 @@ def test_devices_that_cannot_go_together() -> None:
 
 
 def test_kinds_of_devices_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tmtool.device._device", lambda name: name)
+    monkeypatch.setattr("tmtool.models.device._device", lambda name: name)
     with pytest.raises(DeviceError, match="one kind only"):
         resolve("cpu,cuda:0", "fp32")
     with pytest.raises(DeviceError, match="twice"):

@@ -13,8 +13,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tests.specs import moments_of
 from tmtool.errors import ReadError
-from tmtool.metrics import CodeUse, Comparison, code_use_text, comparison_text
 from tmtool.modality import MODALITIES, Modality
+from tmtool.products.metrics import CodeUse, Comparison, code_use_text, comparison_text
 
 S1, S2, NDVI, LULC = (MODALITIES[name] for name in ("S1GRD", "S2L2A", "NDVI", "LULC"))
 

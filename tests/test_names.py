@@ -85,7 +85,7 @@ def test_the_bar_shows_names_as_they_are() -> None:
 
     from rich.console import Console
 
-    from tmtool.progress import RichReporter
+    from tmtool.scene.progress import RichReporter
 
     screen = io.StringIO()
     with RichReporter(Console(file=screen, force_terminal=True, width=120)) as reporter:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from tests import narrow
 from tmtool.compat import torch as compat
-from tmtool.device import Compute, cpu_flags
 from tmtool.models import onednn, parts
+from tmtool.models.device import Compute, cpu_flags
 from tmtool.models.onednn import OneDNNLinear, PackedConv2d, use_onednn
 
 BF16 = Compute("cpu", "bf16")

@@ -19,14 +19,14 @@ from tests.conftest import ROOT
 from tests.simple_models import FAILURES, BlockMean, Coordinates, Noisy, OutOfMemoryError
 from tests.specs import spec_of
 from tests.test_engine import run, scene
-from tmtool import device, memory, models
-from tmtool.device import Compute
+from tmtool import models
 from tmtool.errors import EXIT_SOME_FAILED, OutOfMemory, UsageError
 from tmtool.grid import OutputSpec, TileBatch
-from tmtool.job import Prepared
-from tmtool.memory import BackOff, fit, is_out_of_memory, limit_bytes, loading, parse_size, part
-from tmtool.models import ModelSpec, host_bytes
-from tmtool.plan import Tiling
+from tmtool.models import ModelSpec, device, host_bytes, memory
+from tmtool.models.device import Compute
+from tmtool.models.memory import BackOff, fit, is_out_of_memory, limit_bytes, loading, parse_size, part
+from tmtool.scene.job import Prepared
+from tmtool.tiles.plan import Tiling
 
 GB = 10**9
 TILING = Tiling(64, 48, 4)

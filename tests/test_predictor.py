@@ -12,9 +12,9 @@ import yaml
 
 from tests import finetuned
 from tests.test_task_config import BURN_SCARS, CONFIGS, FLOOD
-from tmtool.device import Compute
 from tmtool.errors import UsageError, WeightsError
 from tmtool.grid import TileBatch
+from tmtool.models.device import Compute
 from tmtool.models.finetuned.checkpoint import TaskCheckpoint, config_of, read_task_checkpoint
 from tmtool.models.finetuned.config import TaskConfig, read_config
 from tmtool.models.finetuned.network import factories

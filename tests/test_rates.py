@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tmtool.cli import rates
-from tmtool.job import DEVICE_CLASSES, Job
 from tmtool.models import MODELS
+from tmtool.scene.job import DEVICE_CLASSES, Job
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "demo_scene.tif"
 JOB = Job("generate", ("S1GRD",))

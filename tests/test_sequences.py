@@ -17,13 +17,13 @@ from tests.specs import spec_of
 from tests.test_terramind import GREEDY, SEED, batch_of
 from tmtool import models
 from tmtool.errors import UsageError, WeightsError
+from tmtool.files.sayings import place_of, text_of
 from tmtool.models import MODELS, ModelSpec, Sampling
-from tmtool.models.architecture import terramind_register as register
 from tmtool.models.families import terramind_v01 as v01
 from tmtool.models.families.terramind import vocabularies
+from tmtool.models.terramind.architecture import terramind_register as register
 from tmtool.models.text import END, SEQUENCES, START, Vocabulary, check, told_places
 from tmtool.models.weights import find_locally
-from tmtool.sayings import place_of, text_of
 
 TILES = 3
 ORIGINS = [(16, 32), (-8, 184), (376, 184)]
@@ -294,7 +294,7 @@ def test_files_equal_terratorchs() -> None:
 
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_lengths_equal_terratorchs(name: str) -> None:
-    from tmtool.models.architecture import modality_info
+    from tmtool.models.terramind.architecture import modality_info
 
     assert SEQUENCES[name].length == modality_info.MODALITY_INFO[name]["max_tokens"]
 

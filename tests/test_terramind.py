@@ -12,18 +12,18 @@ from terratorch.tasks.tiled_inference import get_input_chips, tiled_inference
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import narrow, specs
-from tmtool import models, noise
-from tmtool.batches import Feed
-from tmtool.device import Compute
-from tmtool.engine import Engine
+from tmtool import models
 from tmtool.grid import OutputSpec, TileBatch
 from tmtool.modality import MODALITIES, OUTPUTS
-from tmtool.models import ModelSpec, Sampling, parts
-from tmtool.models.architecture import terramind_register as register
-from tmtool.models.architecture import unet_layers
-from tmtool.models.generator import Generator
+from tmtool.models import ModelSpec, Sampling, noise, parts
+from tmtool.models.device import Compute
+from tmtool.models.terramind.architecture import terramind_register as register
+from tmtool.models.terramind.architecture import unet_layers
+from tmtool.models.terramind.generator import Generator
 from tmtool.models.weights import core_file, tokenizer_file
-from tmtool.plan import TilePlan, Tiling
+from tmtool.tiles.batches import Feed
+from tmtool.tiles.engine import Engine
+from tmtool.tiles.plan import TilePlan, Tiling
 
 GREEDY = Sampling(temperature=0, timesteps=4, clip_sigma=1)
 SEED = 3
@@ -241,8 +241,8 @@ def test_blocks_and_runs_give_the_same_bits(narrow_terramind: Path) -> None:
 
 def test_overlapping_tiles_draw_the_same_tokens_where_the_model_agrees() -> None:
     """With the same logits in every cell, a cell's token depends on its place alone."""
-    from tmtool.models.generator import _draw
     from tmtool.models.inputs import CellGrid
+    from tmtool.models.terramind.generator import _draw
 
     logits = torch.randn(1, 256, 500, generator=torch.Generator().manual_seed(0))
     logits = logits[:, :1].expand(1, 256, 500)

@@ -17,8 +17,8 @@ import rasterio
 
 from tests.simple_models import FAILURES
 from tests.test_generate import left_behind, s2
-from tmtool import journal
 from tmtool.errors import ReadError
+from tmtool.files import journal
 
 ROOT = Path(__file__).parents[1]
 RUN = """
@@ -445,7 +445,7 @@ def test_a_model_that_fails_leaves_nothing(tmtool: Any, make_raster: Any, identi
 def test_a_writer_that_fails_leaves_nothing(
     tmtool: Any, make_raster: Any, identity: str, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tmtool.writer import Writer
+    from tmtool.files.writer import Writer
 
     def full(self: Writer, *args: Any) -> None:
         raise self._disk_error(OSError(28, "No space left on device"))

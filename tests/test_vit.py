@@ -16,12 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.terratorch_files import backbone_module, prithvi_tables
 from tmtool import models
-from tmtool.device import Compute
 from tmtool.errors import UsageError, WeightsError
 from tmtool.grid import TileBatch
 from tmtool.modality import S2_NAMES
-from tmtool.models import Embedding, ModelEntry, ModelSpec, clay, prithvi, vit
-from tmtool.models.facts import Facts
+from tmtool.models import Embedding, ModelEntry, ModelSpec
+from tmtool.models.device import Compute
+from tmtool.models.vit import clay, prithvi
+from tmtool.models.vit import network as vit
+from tmtool.models.vit.facts import Facts
 
 TABLES = {"prithvi": prithvi, "clay": clay}
 EVERY = [*prithvi.MODELS.values(), *clay.MODELS.values()]
@@ -376,9 +378,9 @@ def test_what_a_model_does_not_take_is_said() -> None:
 
 def test_facts_need_no_torch_and_encoders_no_terratorch() -> None:
     script = (
-        "import sys, tmtool.models.prithvi, tmtool.models.clay\n"
+        "import sys, tmtool.models.vit.prithvi, tmtool.models.vit.clay\n"
         "print('torch' in sys.modules)\n"
-        "import tmtool.models.vit\n"
+        "import tmtool.models.vit.network\n"
         "print(*{'terratorch', 'timm', 'torchvision', 'lightning', 'diffusers'} & {m.partition('.')[0] for m in sys.modules})"
     )
     root = Path(__file__).parents[1]

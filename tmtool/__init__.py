@@ -9,7 +9,7 @@ from tmtool.names import clean_record
 if TYPE_CHECKING:
     from tmtool.api import embed, generate, reconstruct, tokenize
     from tmtool.batch import Listing, Policy, list_scenes, run_batch
-    from tmtool.job import Job
+    from tmtool.scene.job import Job
 
 __version__ = "0.1.0"
 __all__ = ["Job", "Listing", "Policy", "embed", "generate", "list_scenes", "reconstruct", "run_batch", "tokenize"]
@@ -17,7 +17,7 @@ __all__ = ["Job", "Listing", "Policy", "embed", "generate", "list_scenes", "reco
 _WHERE = {
     **dict.fromkeys(("embed", "generate", "reconstruct", "tokenize"), "tmtool.api"),
     **dict.fromkeys(("Listing", "Policy", "list_scenes", "run_batch"), "tmtool.batch"),
-    "Job": "tmtool.job",
+    "Job": "tmtool.scene.job",
 }
 
 logging.getLogger("tmtool").addFilter(clean_record)

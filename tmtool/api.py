@@ -36,14 +36,14 @@ from typing import Any, Literal, ParamSpec, TypedDict, Unpack, get_args, get_typ
 import xarray as xr
 
 from tmtool import models
-from tmtool.datasets import computed, dataset, lazy, making_of
 from tmtool.errors import TmtoolError, UsageError
-from tmtool.job import Job, Prepared, Scene, look_at, prepared_of
 from tmtool.modality import Modality, find
 from tmtool.models import RANDOM
 from tmtool.names import in_one_word
+from tmtool.scene.datasets import computed, dataset, lazy, making_of
+from tmtool.scene.job import Job, Prepared, Scene, look_at, prepared_of
+from tmtool.scene.status import notice_of
 from tmtool.settings import Dtype, Merge, Normalize, Pool, Running, Sampling, Tiling, Vectors
-from tmtool.status import notice_of
 from tmtool.tasks import Embed, Generate, Reconstruct, Task, Tokenize
 
 P = ParamSpec("P")

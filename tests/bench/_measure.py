@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tmtool.grid import FloatArray, TileBatch
     from tmtool.models import ModelSpec
-    from tmtool.run import Runner
+    from tmtool.scene.run import Runner
 
 T = TypeVar("T")
 
@@ -264,7 +264,7 @@ class _Clock:
 
 def run_scene(runner: "Runner", scene: Path, folder: Path) -> SceneCost:
     """Run one scene into `folder`, from the look at its file to its COGs. `wall_s` leaves out building the model."""
-    from tmtool.job import Scene, prepare
+    from tmtool.scene.job import Scene, prepare
 
     runner.reporter = clock = _Clock()
     start, cpu = time.perf_counter(), time.process_time()
@@ -279,10 +279,10 @@ def run_pass_through(scene: Path, folder: Path, seconds: float = 0.0) -> SceneCo
     """Run tmtool's whole pipeline on the CPU around a `PassThrough`."""
     global _seconds
     from tmtool import models
-    from tmtool.job import Job
     from tmtool.modality import INPUTS
     from tmtool.models import ModelEntry
-    from tmtool.run import Runner
+    from tmtool.scene.job import Job
+    from tmtool.scene.run import Runner
     from tmtool.tasks import Generate
 
     _seconds = seconds
@@ -299,7 +299,7 @@ def machine(device: str) -> str:
     """Say what the numbers are measured on, how busy it is, and with which versions. Imports torch."""
     import torch
 
-    from tmtool.device import resolve
+    from tmtool.models.device import resolve
 
     compute = resolve(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -12,10 +12,10 @@ import torch
 from tests.bench import _measure as m
 from tests.specs import moments_of, spec_of
 from tmtool import models
-from tmtool.device import resolve
 from tmtool.grid import FloatArray, TileBatch
-from tmtool.job import Job
 from tmtool.models import Sampling, TileModel
+from tmtool.models.device import resolve
+from tmtool.scene.job import Job
 from tmtool.tasks import TASKS, Generate, Reconstruct
 
 SAMPLING = Sampling(timesteps=m.TIMESTEPS)
@@ -68,7 +68,7 @@ def terratorch_register() -> Any:
     try:
         from terratorch.models.backbones.terramind.model import terramind_register
     except ImportError:
-        from tmtool.models.architecture import terramind_register
+        from tmtool.models.terramind.architecture import terramind_register
     return terramind_register
 
 

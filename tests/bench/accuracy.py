@@ -117,7 +117,7 @@ _SAID_OF_CLASSES = {
 
 def precisions(options: m.Options) -> list[str]:
     """Return the half precisions that the device has."""
-    from tmtool.device import resolve
+    from tmtool.models.device import resolve
 
     return ["bf16", "fp16"] if resolve(options.device).device.startswith("cuda") else ["bf16"]
 

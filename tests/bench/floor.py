@@ -29,7 +29,7 @@ def ceilings(options: m.Options) -> Ceilings:
     """Measure the device's ceilings: the best of several tries."""
     import torch
 
-    from tmtool.device import resolve
+    from tmtool.models.device import resolve
     from tmtool.models.parts import DTYPES
 
     compute = resolve(options.device)
@@ -119,7 +119,7 @@ def profile(options: m.Options) -> tuple[dict[str, tuple[float, float, float]], 
 
     from tests.bench import _models, _scenes
     from tmtool.modality import MODALITIES
-    from tmtool.models import generator
+    from tmtool.models.terramind import generator
 
     model: Any = _models.tmtool_model(options, "generate")
     batch = _models.batch_of(_scenes.tile(m.CROP))

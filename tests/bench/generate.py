@@ -28,7 +28,7 @@ def terratorch_tile(options: m.Options) -> Subject:
     import torch
 
     from tests.bench import _models, _scenes
-    from tmtool.device import resolve
+    from tmtool.models.device import resolve
 
     device = resolve(options.device).device
     forward, pixels = _models.terratorch_generate(options), torch.from_numpy(_scenes.tile(m.CROP))
@@ -38,7 +38,7 @@ def terratorch_tile(options: m.Options) -> Subject:
 def tmtool_scene(options: m.Options, scene: Path) -> Subject:
     """Return tmtool's pipeline on a scene, from the file to its COGs."""
     from tests.bench import _models
-    from tmtool.run import Runner
+    from tmtool.scene.run import Runner
 
     runner = Runner(_models.job(options, "generate"))
     return partial(m.run_scene, runner, scene, options.scratch / "out")
@@ -50,7 +50,7 @@ def terratorch_scene(options: m.Options, scene: Path) -> Subject:
     import torch
 
     from tests.bench import _models
-    from tmtool.device import batch_size, resolve
+    from tmtool.models.device import batch_size, resolve
 
     compute = resolve(options.device)
     tiled_inference = _models.terratorch_tiled_inference()

@@ -39,7 +39,7 @@ def load(folder: Path | None, size: str, precision: str) -> tuple[int, int]:
     from importlib import import_module
 
     from tmtool import models
-    from tmtool.device import Compute
+    from tmtool.models.device import Compute
     from tmtool.models.weights import locate
 
     import_module(models.find(size).module)

@@ -19,8 +19,8 @@ def tmtool_imports() -> int:
     """Import what a run of tmtool imports whatever its model; return the peak."""
     import rio_cogeo.cogeo  # noqa: F401
 
-    import tmtool.run  # noqa: F401
-    from tmtool.device import resolve
+    import tmtool.scene.run  # noqa: F401
+    from tmtool.models.device import resolve
 
     resolve("cpu", "auto")  # imports torch
     return m.peak_rss()

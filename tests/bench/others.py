@@ -18,7 +18,7 @@ def tmtool(options: m.Options, task: str, precision: str) -> Callable[[], m.Cost
     import numpy as np
 
     from tests.bench import _models, _scenes
-    from tmtool.device import batch_size, resolve
+    from tmtool.models.device import batch_size, resolve
 
     model = _models.tmtool_model(options, task, precision)
     size = min(options.batch_size or batch_size(resolve(options.device)), TILES)
@@ -31,7 +31,7 @@ def terratorch(options: m.Options, task: str) -> Callable[[], m.Cost]:
     import torch
 
     from tests.bench import _models, _scenes
-    from tmtool.device import resolve
+    from tmtool.models.device import resolve
 
     device = resolve(options.device).device
     forward = {"embed": _models.terratorch_embed, "tokenize": _models.terratorch_tokenize}[task](options)

@@ -18,8 +18,8 @@ import numpy as np
 import yaml
 
 from tests import finetuned
-from tmtool.device import Compute
 from tmtool.errors import UsageError
+from tmtool.models.device import Compute
 from tmtool.models.finetuned.checkpoint import read_task_checkpoint
 from tmtool.models.finetuned.config import TaskConfig, read_config
 from tmtool.models.finetuned.network import factories

@@ -78,8 +78,8 @@ def measure_task(options: m.Options, task: str, scene: Path, warm: Path) -> list
     """Run the scene and the model alone in turn, in this process."""
     from tests.bench import _models
     from tmtool import models
-    from tmtool.device import resolve
-    from tmtool.run import Runner
+    from tmtool.models.device import resolve
+    from tmtool.scene.run import Runner
 
     keepers: list[Keeper] = []
     specs: list[Any] = []
@@ -173,8 +173,8 @@ def batch_rates(options: m.Options) -> dict[int, float | str]:
     import numpy as np
 
     from tests.bench import _models, _scenes
-    from tmtool.device import resolve
-    from tmtool.memory import is_out_of_memory
+    from tmtool.models.device import resolve
+    from tmtool.models.memory import is_out_of_memory
 
     model, tile = _models.tmtool_model(options, "generate"), _scenes.tile(m.CROP)
     most = (2 if options.quick else 8) if resolve(options.device).device == "cpu" else 128

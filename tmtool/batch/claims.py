@@ -24,7 +24,7 @@ from io import FileIO
 from pathlib import Path
 
 from tmtool.errors import OutputError, TmtoolError
-from tmtool.writer import WORK_PREFIX
+from tmtool.files.writer import WORK_PREFIX
 
 _log = logging.getLogger("tmtool")
 

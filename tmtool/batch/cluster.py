@@ -16,16 +16,16 @@ from typing import Any
 
 from tmtool import __version__
 from tmtool.compat.libc import keep_freed_memory
-from tmtool.device import Compute, batch_size, cores, cuda_devices, kind_of
-from tmtool.engine import Block, Watch
 from tmtool.errors import ClusterError, DeviceError, ProductError, TmtoolError, UsageError, WeightsError
-from tmtool.job import Job, Prepared
-from tmtool.memory import limit_bytes
 from tmtool.models import RANDOM, ModelSpec
-from tmtool.pipeline import BlockTask, Computed, Models, compute, models_of
-from tmtool.progress import Reporter
+from tmtool.models.device import Compute, batch_size, cores, cuda_devices, kind_of
+from tmtool.models.memory import limit_bytes
 from tmtool.provenance import weights_text
-from tmtool.run import Runner, SceneBlocks
+from tmtool.scene.job import Job, Prepared
+from tmtool.scene.pipeline import BlockTask, Computed, Models, compute, models_of
+from tmtool.scene.progress import Reporter
+from tmtool.scene.run import Runner, SceneBlocks
+from tmtool.tiles.engine import Block, Watch
 
 _log = logging.getLogger("tmtool")
 

@@ -17,12 +17,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tmtool.errors import InputError, UsageError
-from tmtool.job import Scene
+from tmtool.files.writer import WORK_PREFIX
 from tmtool.modality import OUTPUTS, Modality, find
 from tmtool.names import base, in_one_word
 from tmtool.provenance import PROVENANCE_TAG
+from tmtool.scene.job import Scene
 from tmtool.source import opened
-from tmtool.writer import WORK_PREFIX
 
 _log = logging.getLogger("tmtool")
 

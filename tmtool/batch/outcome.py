@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tmtool import __version__, errors
-from tmtool.job import Prepared, Scene
 from tmtool.names import cleaned
-from tmtool.run import SceneResult
+from tmtool.scene.job import Prepared, Scene
+from tmtool.scene.run import SceneResult
 
 STATUSES = ("planned", "done", "skipped", "kept", "failed", "invalid")
 

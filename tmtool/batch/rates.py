@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from tmtool.device import Compute, cores, cpu_flags
-from tmtool.job import DEVICE_CLASSES, Job, Prepared, estimate_seconds
+from tmtool.models.device import Compute, cores, cpu_flags
+from tmtool.scene.job import DEVICE_CLASSES, Job, Prepared, estimate_seconds
 
 _log = logging.getLogger("tmtool")
 

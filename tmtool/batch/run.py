@@ -14,12 +14,12 @@ from tmtool.batch.claims import Claim, check_writable, claim, owner
 from tmtool.batch.outcome import Outcome, Tally
 from tmtool.batch.rates import Meter, times
 from tmtool.batch.words import duration, size_text
-from tmtool.job import Job, Prepared, Scene, prepare
-from tmtool.progress import Reporter
-from tmtool.run import Runner, Running
+from tmtool.scene.job import Job, Prepared, Scene, prepare
+from tmtool.scene.progress import Reporter
+from tmtool.scene.run import Runner, Running
+from tmtool.scene.status import Status, notice_of
+from tmtool.scene.writing import leftovers
 from tmtool.settings import Policy
-from tmtool.status import Status, notice_of
-from tmtool.writing import leftovers
 
 _log = logging.getLogger("tmtool")
 

@@ -10,8 +10,8 @@ import typer
 from tmtool import errors
 from tmtool.batch.rates import times
 from tmtool.batch.words import duration, size_text
-from tmtool.job import Job, Prepared, Scene, empty_share, prepare
 from tmtool.names import shown
+from tmtool.scene.job import Job, Prepared, Scene, empty_share, prepare
 from tmtool.source import BandValues, pixel_size_m
 
 _log = logging.getLogger("tmtool")

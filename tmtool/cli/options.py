@@ -11,7 +11,7 @@ from tmtool.modality import INPUTS, OUTPUTS
 from tmtool.settings import Policy, Running, Sampling, Tiling
 
 if TYPE_CHECKING:
-    from tmtool.job import Job
+    from tmtool.scene.job import Job
     from tmtool.tasks import Task
 
 _IO, _TILES, _SAMPLING, _MODEL, _RUN = "Input and output", "Tiles", "Sampling", "Model and device", "Run"
@@ -499,7 +499,7 @@ def batch_size(text: str) -> int | None:
 
 def size(text: str | None) -> int | None:
     """Return the bytes of --max-memory, or None."""
-    from tmtool.memory import parse_size
+    from tmtool.models.memory import parse_size
 
     return parse_size(text, "--max-memory") if text else None
 
@@ -616,7 +616,7 @@ def job_of(
 ) -> "Job":
     """Return the job that the options of a command ask for."""
     from tmtool import models
-    from tmtool.job import Job
+    from tmtool.scene.job import Job
 
     patch, on_grid = models.find(model.model).patch, task.on_patch_grid
     return Job(

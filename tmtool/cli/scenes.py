@@ -10,8 +10,8 @@ import typer
 from tmtool.batch import Listing, Outcome, Policy, list_scenes, run_batch
 from tmtool.cli import session
 from tmtool.cli.options import ListingOptions, OutputOptions
-from tmtool.job import Job
-from tmtool.progress import LineReporter, Reporter, RichReporter, SilentReporter
+from tmtool.scene.job import Job
+from tmtool.scene.progress import LineReporter, Reporter, RichReporter, SilentReporter
 
 
 def run_command(

@@ -19,9 +19,17 @@ from torch import Tensor, nn
 from tmtool.compat.terratorch import networks_by_name
 from tmtool.modality import MODALITIES
 from tmtool.models import ModelSpec, TileModel
-from tmtool.models.architecture import modality_info, terramind, terramind_register, tm_utils, unet, vit_models, vqvae
 from tmtool.models.parts import CORE
-from tmtool.models.terramind import Architecture, assemble
+from tmtool.models.terramind.architecture import (
+    modality_info,
+    terramind,
+    terramind_register,
+    tm_utils,
+    unet,
+    vit_models,
+    vqvae,
+)
+from tmtool.models.terramind.build import Architecture, assemble
 
 DEMO_OUTPUTS: tuple[str, ...] = ("LULC", "NDVI", "S1GRD", "S1RTC", "S2L2A")
 

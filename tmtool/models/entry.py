@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
 
-from tmtool.device import Compute
 from tmtool.grid import TileBatch
 from tmtool.modality import MODALITIES, Modality
+from tmtool.models.device import Compute
 from tmtool.models.requests import Embedding, Request
 from tmtool.models.weights import WeightFile
 

@@ -8,11 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tmtool import noise
-from tmtool.device import decoder_batch
 from tmtool.grid import TileBatch
 from tmtool.modality import TOKEN_PX, Modality
-from tmtool.models import ModelSpec, find
+from tmtool.models import ModelSpec, find, noise
+from tmtool.models.device import decoder_batch
 from tmtool.models.parts import DTYPES
 from tmtool.models.text import SEQUENCES
 

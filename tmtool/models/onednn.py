@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tmtool.compat.torch import can_pack, convolution, has_linear, linear, pack_convolution, pack_linear
-from tmtool.device import Compute
+from tmtool.models.device import Compute
 
 _ROWS = 256
 """Rows that linear weights are packed for: a tile's patches. Others work as well; without a number packing takes seven times longer."""

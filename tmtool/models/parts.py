@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tmtool import noise
 from tmtool.compat.torch import compiler_errors
-from tmtool.device import Compute
 from tmtool.errors import DeviceError
-from tmtool.models import ModelSpec
+from tmtool.models import ModelSpec, noise
+from tmtool.models.device import Compute
 from tmtool.models.onednn import PackedConv2d, use_onednn
 from tmtool.models.weights import load_strictly
 

@@ -13,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tmtool.errors import UsageError, WeightsError
-from tmtool.sayings import PLACE_BANDS, TEXT_BYTES, Place, place_values, text_values
+from tmtool.files.sayings import PLACE_BANDS, TEXT_BYTES, Place, place_values, text_values
 
 PAD, EOS, START, END = 0, 3, 5, 6
 _EXPECTED = {"[PAD]": PAD, "[EOS]": EOS, "[S_1]": START, "[S_2]": END}
@@ -24,7 +24,7 @@ _PLACE = re.compile(r"lat=(-?\d+(?:\.\d+)?) lon=(-?\d+(?:\.\d+)?)")
 class SequenceModality:
     """A modality of one sequence a tile. `length` is its tokens at most, the one that opens it included.
 
-    `name` is the model's key as well. What is said takes `channels` numbers of `dtype`; see `tmtool.sayings`.
+    `name` is the model's key as well. What is said takes `channels` numbers of `dtype`; see `tmtool.files.sayings`.
     """
 
     name: str

@@ -10,7 +10,7 @@ from tmtool.errors import InputError, UsageError
 from tmtool.grid import Grid
 from tmtool.modality import Modality
 from tmtool.models import ModelEntry, ModelSpec, Request
-from tmtool.products import Product
+from tmtool.products.product import Product
 from tmtool.provenance import Provenance
 from tmtool.source import Source, inspect
 

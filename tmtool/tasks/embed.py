@@ -9,17 +9,17 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tmtool.cog import COG
 from tmtool.errors import InputError, UsageError
-from tmtool.geoparquet import GEOPARQUET
+from tmtool.files.cog import COG
+from tmtool.files.geoparquet import GEOPARQUET
+from tmtool.files.writer import Format, Layout
+from tmtool.files.zarr import ZARR
 from tmtool.grid import Grid, OutputSpec, Strip
 from tmtool.models import Embedding, EmbeddingOutput, ModelEntry, ModelSpec, Sampling
-from tmtool.products import Product, check_finite
+from tmtool.products.product import Product, check_finite
 from tmtool.settings import Merge, Vectors
 from tmtool.source import Source
 from tmtool.tasks.base import Task, check_not_both, check_outputs
-from tmtool.writer import Format, Layout
-from tmtool.zarr import ZARR
 
 _FORMATS: dict[str, Format] = {"cog": COG, "zarr": ZARR, "geoparquet": GEOPARQUET}
 

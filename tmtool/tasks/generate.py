@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tmtool.errors import InputError, UsageError
-from tmtool.geojson import PLACES, TEXTS
+from tmtool.files.geojson import PLACES, TEXTS
+from tmtool.files.writer import Layout
 from tmtool.grid import Grid, OutputSpec
 from tmtool.modality import find
 from tmtool.models import Generation, ModelEntry, ModelSpec, Request, Sampling
 from tmtool.models.text import SEQUENCES, check
-from tmtool.products import Product, pixels_of
+from tmtool.products.product import Product, pixels_of
 from tmtool.source import Source
 from tmtool.tasks.base import Task, check_not_both, check_outputs
-from tmtool.writer import Layout
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from tmtool.errors import InputError
 from tmtool.grid import BoolArray, Window
-from tmtool.metrics import Comparison, comparison_text
 from tmtool.modality import OUTPUTS, Modality
 from tmtool.models import Decoding, ModelEntry, ModelSpec, Moments, Request, Sampling
-from tmtool.products import Measuring, Product, pixels_of
+from tmtool.products.metrics import Comparison, comparison_text
+from tmtool.products.product import Measuring, Product, pixels_of
 from tmtool.provenance import Provenance, weights_text
 from tmtool.source import Reader, Source, token_source
 from tmtool.tasks.base import Task, check_tokenizer

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tmtool.files.writer import Layout
 from tmtool.grid import BoolArray, Grid, OutputSpec, Strip
-from tmtool.metrics import CodeUse, code_use_text
 from tmtool.modality import MODALITIES, OUTPUTS, TOKEN_NODATA, TOKEN_PX, Modality
 from tmtool.models import Encoding, ModelEntry, ModelSpec, Request
-from tmtool.products import Measuring, Product
+from tmtool.products.metrics import CodeUse, code_use_text
+from tmtool.products.product import Measuring, Product
 from tmtool.source import Source
 from tmtool.tasks.base import Task, check_tokenizer
-from tmtool.writer import Layout
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def vocabularies(spec: ModelSpec) -> dict[str, Vocabulary]:
 def _sized(size: str, dim: int, depth: int, parameters_m: float) -> TerraMind:
     return TerraMind(
         title=f"TerraMind 1.0 {size}",
-        module="tmtool.models.terramind",
+        module="tmtool.models.terramind.build",
         inputs=INPUTS,
         outputs=OUTPUTS,
         sequences=("coords",),

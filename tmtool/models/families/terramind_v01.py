@@ -98,7 +98,7 @@ register(
     "v01-base",
     TerraMindV01(
         title="TerraMind 0.1 base",
-        module="tmtool.models.terramind",
+        module="tmtool.models.terramind.build",
         inputs=tuple(V01_MODALITIES),
         outputs=tuple(V01_MODALITIES),
         sequences=("coords", "caption"),

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tmtool.device import Compute
 from tmtool.errors import UsageError
 from tmtool.grid import FloatArray, TileBatch
+from tmtool.models.device import Compute
 from tmtool.models.finetuned import network as networks
 from tmtool.models.finetuned.checkpoint import TaskCheckpoint, load_task
 from tmtool.models.finetuned.config import TaskConfig, input_key

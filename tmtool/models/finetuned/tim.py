@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tmtool.device import Compute
 from tmtool.errors import UsageError
 from tmtool.modality import MODALITIES
 from tmtool.models import ModelSpec, Request, Sampling
-from tmtool.models.generator import Drawer
+from tmtool.models.device import Compute
 from tmtool.models.inputs import CellGrid
+from tmtool.models.terramind.generator import Drawer
 
 
 class PlacedSampler(nn.Module):

@@ -1,6 +1,6 @@
 """From the blocks of a scene to an `xarray.Dataset` of its products: computed at once, or lazily by dask.
 
-Every block is computed by the function that commands and clusters use, `tmtool.pipeline.compute`.
+Every block is computed by the function that commands and clusters use, `tmtool.scene.pipeline.compute`.
 """
 
 import logging
@@ -14,15 +14,15 @@ import rioxarray  # noqa: F401  (adds `.rio`)
 import xarray as xr
 from numpy.typing import NDArray
 
-from tmtool.device import batch_size
+from tmtool.files.writer import Statistics
 from tmtool.grid import Grid, Strip
-from tmtool.job import Job, Prepared
-from tmtool.pipeline import BlockTask, Computed, compute, models_of, part
-from tmtool.products import Product, check_statistics
+from tmtool.models.device import batch_size
+from tmtool.products.product import Product, check_statistics
 from tmtool.provenance import Provenance
-from tmtool.status import provenance_of
-from tmtool.stitch import SceneMean
-from tmtool.writer import Statistics
+from tmtool.scene.job import Job, Prepared
+from tmtool.scene.pipeline import BlockTask, Computed, compute, models_of, part
+from tmtool.scene.status import provenance_of
+from tmtool.tiles.stitch import SceneMean
 
 _log = logging.getLogger("tmtool")
 

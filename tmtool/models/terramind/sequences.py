@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tmtool import noise
-from tmtool.models import Sampling
-from tmtool.models.sampling import draw_tokens
+from tmtool.models import Sampling, noise
+from tmtool.models.terramind.sampling import draw_tokens
 from tmtool.models.text import END, PAD, START, SequenceModality
 
 Choose = Callable[[int, Tensor], Tensor]

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tmtool.models.facts import Facts
+from tmtool.models.vit.facts import Facts
 from tmtool.models.weights import WeightFile, checkpoint_state
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tmtool.models import ModelSpec
-    from tmtool.models.vit import VitEmbedder
+    from tmtool.models.vit.network import VitEmbedder
 
 _ENCODER = "model.encoder."
 
@@ -63,7 +63,7 @@ def encoder_tensors(state: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
 
 def build(spec: "ModelSpec") -> "VitEmbedder":
     """Build the encoder that `spec` names, load its weights, and put it on its device."""
-    from tmtool.models.vit import Clay, VitEmbedder, filled
+    from tmtool.models.vit.network import Clay, VitEmbedder, filled
 
     facts = MODELS[spec.name]
     return VitEmbedder(filled(Clay, facts, spec, lambda path: encoder_tensors(checkpoint_state(path))), spec)

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from tmtool import __version__, models
 from tmtool.errors import ProductError
-from tmtool.job import Job, Prepared, target
 from tmtool.models import ModelSpec
 from tmtool.names import base
 from tmtool.provenance import Provenance, parse
+from tmtool.scene.job import Job, Prepared, target
 
 
 def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -> Provenance:

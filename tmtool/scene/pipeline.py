@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from tmtool import models
-from tmtool.batches import Feed
-from tmtool.device import Compute, resolve
-from tmtool.engine import Block, Engine, Lazy, Watch, finished, patch_feed
 from tmtool.grid import BoolArray, FloatArray, OutputSpec, Window
-from tmtool.job import Job, Prepared, fill_of
-from tmtool.memory import BackOff, loading
 from tmtool.modality import MODALITIES
 from tmtool.models import ModelEntry, ModelSpec
+from tmtool.models.device import Compute, resolve
+from tmtool.models.memory import BackOff, loading
 from tmtool.models.weights import WeightFile, check_file, digest, local_file, locate, to_fetch
-from tmtool.plan import hull
+from tmtool.scene.job import Job, Prepared, fill_of
 from tmtool.source import Reader, Source, centres, set_block_cache
 from tmtool.tasks import Task
+from tmtool.tiles.batches import Feed
+from tmtool.tiles.engine import Block, Engine, Lazy, Watch, finished, patch_feed
+from tmtool.tiles.plan import hull
 
 _log = logging.getLogger("tmtool")
 

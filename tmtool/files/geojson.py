@@ -1,6 +1,6 @@
 """What tiles say, a feature a tile: places or texts, as GeoJSON (RFC 7946) or GeoParquet 1.1.
 
-A work file holds what a model says of each tile, in the numbers of `tmtool.sayings`, a pixel a tile. A feature's geometry is
+A work file holds what a model says of each tile, in the numbers of `tmtool.files.sayings`, a pixel a tile. A feature's geometry is
 the tile's footprint, which is that pixel. Its properties are `row` and `col`, which count tiles, and
 
 - of a place `lon` and `lat` in degrees, and `distance_km`, how far from the footprint's centre that is, along the
@@ -24,10 +24,10 @@ from rasterio.errors import RasterioError
 from rasterio.warp import transform
 
 from tmtool.errors import ProductError
-from tmtool.geoparquet import binary, geo, polygons, read_tags, rings
+from tmtool.files.geoparquet import binary, geo, polygons, read_tags, rings
+from tmtool.files.sayings import Place, place_of, text_of
+from tmtool.files.writer import Format, Work
 from tmtool.grid import Grid
-from tmtool.sayings import Place, place_of, text_of
-from tmtool.writer import Format, Work
 
 _SEGMENTS = 4
 """Straight lines that stand for each side of a footprint, whose sides may be curves on the globe."""

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 
 from tmtool import models
-from tmtool.batches import Feed, load
-from tmtool.device import Compute
 from tmtool.errors import InputError, OutputError, UsageError
+from tmtool.files.writer import disk_bytes
 from tmtool.grid import Grid, Tile
 from tmtool.modality import Modality
 from tmtool.models import ModelEntry, ModelSpec
-from tmtool.plan import TilePlan
-from tmtool.products import Product
+from tmtool.models.device import Compute
+from tmtool.products.product import Product
 from tmtool.settings import Running, Tiling
 from tmtool.source import Reader, Source, check_one_grid
 from tmtool.tasks import Task
-from tmtool.writer import disk_bytes
+from tmtool.tiles.batches import Feed, load
+from tmtool.tiles.plan import TilePlan
 
 STRIPS_AHEAD = 2
 """Finished rows of tiles that may wait for the writer."""

@@ -26,8 +26,8 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from tmtool.errors import ProductError
+from tmtool.files.writer import Format, Layout, Work
 from tmtool.grid import Grid
-from tmtool.writer import Format, Layout, Work
 
 _CHUNK_BYTES = 8 << 20
 _STRIP_BYTES = 96 << 20

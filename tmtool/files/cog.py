@@ -11,8 +11,8 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from tmtool.errors import ProductError
+from tmtool.files.writer import Format, Layout, Work, quiet, sidecar
 from tmtool.grid import Grid
-from tmtool.writer import Format, Layout, Work, quiet, sidecar
 
 _BLOCK = 512
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from tmtool.batches import Feed, RollingRows, TileInput, collate, load, read_ahead
 from tmtool.grid import BoolArray, FloatArray, OutputSpec, Strip, Tile, TileBatch
-from tmtool.lanes import Lanes
 from tmtool.models import TileModel
-from tmtool.plan import TilePlan, hull
-from tmtool.products import Product
-from tmtool.stitch import Stitcher
+from tmtool.products.product import Product
+from tmtool.tiles.batches import Feed, RollingRows, TileInput, collate, load, read_ahead
+from tmtool.tiles.lanes import Lanes
+from tmtool.tiles.plan import TilePlan, hull
+from tmtool.tiles.stitch import Stitcher
 
 _READ_THREADS = (
     1  # each thread has a GDAL handle and block cache of its own: two would decode every block twice or more

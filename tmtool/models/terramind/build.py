@@ -8,13 +8,13 @@ from typing import Any
 from torch import nn
 
 from tmtool.models import Decoding, Embedding, Encoding, Generation, ModelSpec, Request, TileModel, find
-from tmtool.models.architecture import terramind_register
-from tmtool.models.backbone import Embedder, select_bands
 from tmtool.models.families.terramind import TerraMind, vocabularies
-from tmtool.models.generator import Drawer, Generator
 from tmtool.models.parts import CORE, SPARE_CORE, Filler, States, no_initialisation
+from tmtool.models.terramind.architecture import terramind_register
+from tmtool.models.terramind.backbone import Embedder, select_bands
+from tmtool.models.terramind.generator import Drawer, Generator
+from tmtool.models.terramind.tokenizer import Decoder, Encoder
 from tmtool.models.text import SEQUENCES
-from tmtool.models.tokenizer import Decoder, Encoder
 from tmtool.models.weights import WeightFile, coords_file, read_checkpoint, read_state
 
 _DECODING = ("decoder.", "decoder_norm.", "decoder_proj_context.", "mask_token")

@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tmtool import noise
 from tmtool.grid import TileBatch
 from tmtool.modality import Modality
-from tmtool.models import ModelSpec, Sampling
+from tmtool.models import ModelSpec, Sampling, noise
 from tmtool.models.inputs import Base, CellGrid, Embeddings, InputEmbedding, Tokenizer
-from tmtool.models.sampling import ddim, draw_tokens, linear_schedule
-from tmtool.models.sequences import chooser, draw_sequence, packed
+from tmtool.models.terramind.sampling import ddim, draw_tokens, linear_schedule
+from tmtool.models.terramind.sequences import chooser, draw_sequence, packed
 from tmtool.models.text import SEQUENCES, START, Vocabulary
 
 
@@ -142,7 +141,7 @@ class Generator(Drawer):
     def __call__(self, batch: TileBatch) -> dict[str, NDArray[Any]]:
         """Return each output `(B, channels, S, S)` float32: values in the modality's unit, logits for LULC.
 
-        Of a sequence what it says, `(B, channels, 1, 1)` as `tmtool.sayings` has it.
+        Of a sequence what it says, `(B, channels, 1, 1)` as `tmtool.files.sayings` has it.
         """
         cells = CellGrid.of(batch, next(iter(batch.pixels.values())).shape[-1], self.noise_device)
         with self.autocast():

@@ -12,15 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tmtool.engine import Block, Watch, finished
 from tmtool.errors import ClusterError, ProductError
+from tmtool.files.journal import Journal, Record, journal_path, read
+from tmtool.files.writer import Writer
 from tmtool.grid import Strip
-from tmtool.job import STRIPS_AHEAD, Prepared, target
-from tmtool.journal import Journal, Record, journal_path, read
-from tmtool.products import Measure, Product, check_statistics
+from tmtool.products.product import Measure, Product, check_statistics
 from tmtool.provenance import Provenance, differences
-from tmtool.stitch import SceneMean
-from tmtool.writer import Writer
+from tmtool.scene.job import STRIPS_AHEAD, Prepared, target
+from tmtool.tiles.engine import Block, Watch, finished
+from tmtool.tiles.stitch import SceneMean
 
 _log = logging.getLogger("tmtool")
 

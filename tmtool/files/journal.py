@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tmtool.errors import DiskError
-from tmtool.writer import WORK_PREFIX
+from tmtool.files.writer import WORK_PREFIX
 
 
 @dataclass(frozen=True)

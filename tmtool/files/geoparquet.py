@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from tmtool.errors import ProductError
+from tmtool.files.writer import Format, Layout, Work
 from tmtool.grid import BoolArray, Grid
-from tmtool.writer import Format, Layout, Work
 
 _GROUP_BYTES = 64 << 20
 _GROUP_CELLS = 1 << 17

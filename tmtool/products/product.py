@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tmtool.cog import COG
 from tmtool.errors import ProductError
+from tmtool.files.cog import COG
+from tmtool.files.writer import Format, Layout, Statistics
 from tmtool.grid import BoolArray, OutputSpec, Strip
 from tmtool.modality import Modality
 from tmtool.source import Source
-from tmtool.writer import Format, Layout, Statistics
 
 
 class Measure(Protocol):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from tmtool.grid import TileBatch
 from tmtool.models import Embedding, ModelSpec
-from tmtool.models.generator import Drawer
 from tmtool.models.inputs import CellGrid, Embeddings, InputEmbedding
+from tmtool.models.terramind.generator import Drawer
 
 
 class Embedder(InputEmbedding):

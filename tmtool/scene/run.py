@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tmtool import models
-from tmtool.device import batch_size
-from tmtool.engine import Block, Watch
 from tmtool.errors import OutOfMemory, ProductError
-from tmtool.job import Job, Prepared
-from tmtool.journal import journal_path, read
-from tmtool.memory import fit, limit_bytes
+from tmtool.files.journal import journal_path, read
 from tmtool.models import ModelSpec
-from tmtool.pipeline import Models, Pipeline
-from tmtool.progress import Reporter, SilentReporter
+from tmtool.models.device import batch_size
+from tmtool.models.memory import fit, limit_bytes
 from tmtool.provenance import Provenance
+from tmtool.scene.job import Job, Prepared
+from tmtool.scene.pipeline import Models, Pipeline
+from tmtool.scene.progress import Reporter, SilentReporter
+from tmtool.scene.status import Status, provenance_of, status_of
+from tmtool.scene.writing import Writing, Written
 from tmtool.source import set_block_cache
-from tmtool.status import Status, provenance_of, status_of
-from tmtool.writing import Writing, Written
+from tmtool.tiles.engine import Block, Watch
 
 _log = logging.getLogger("tmtool")
 

@@ -1,0 +1,1 @@
+"""TerraMind through terratorch: its classes, and the loops that draw and decode."""

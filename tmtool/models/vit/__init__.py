@@ -1,0 +1,1 @@
+"""Vision transformers that only embed: Prithvi and Clay."""

@@ -1,0 +1,1 @@
+"""One scene: prepare it, compute its blocks, write its products, resume it."""

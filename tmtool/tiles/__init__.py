@@ -1,0 +1,1 @@
+"""The streaming core: plan, batches, engine, stitch, lanes."""
