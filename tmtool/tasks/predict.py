@@ -62,11 +62,15 @@ class Predict(Task):
         return replace(self, tuned=self.tuned.absolute()) if self.tuned else self
 
     def check(self, model: str, entry: ModelEntry) -> None:
-        """Raise `UsageError` for options that cannot work."""
+        """Raise `UsageError` for options that cannot work, `WeightsError` for the checkpoint of another config."""
         if self.tuned is not None and not self.tuned.is_file():
             raise UsageError(f"--checkpoint {self.tuned}: no such file.")
         if self.probabilities and not self.config.has_classes:
             raise UsageError(f"--probabilities: {self.config.path} is of {self.config.kind}, which has no classes.")
+        if self.tuned is not None:
+            from tmtool.models.finetuned.checkpoint import check_same_task, read_task_checkpoint  # imports torch
+
+            check_same_task(self.config, read_task_checkpoint(self.tuned))
 
     def look_at(self, raster: Any, modality: Modality | None, s2_offset: float | None, entry: ModelEntry) -> Source:
         """Look at one input as the config has it: its bands by name, or by position as in the training's rasters."""
@@ -199,7 +203,8 @@ def _as_trained(entry: TaskInput, bands: Sequence[str]) -> Modality:
     if entry.modality is None:
         raise UsageError(f"{entry.name}: is no modality that tmtool reads; it reads {', '.join(MODALITIES)}.")
     known = replace(MODALITIES[entry.modality], name=entry.name, bands=tuple(bands))
-    if known.is_optical and max(abs(mean) for mean in entry.filled) < _REFLECTANCE:
+    means = [mean / entry.scale for row in entry.means for mean in row]
+    if known.is_optical and max(map(abs, means)) < _REFLECTANCE:
         return replace(known, unit="reflectance")
     return known
 
