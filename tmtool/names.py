@@ -42,8 +42,14 @@ def _url(handler: str, options: str) -> str:
 
 
 def in_one_word(path: str) -> str:
-    """Return the name with blanks of a URL encoded, as GDAL does when it asks for it: text shows where the name ends."""
-    return re.sub(r"\s", lambda blank: quote(blank[0]), path) if "://" in path or "/vsicurl?" in path else path
+    """Return the name with blanks of a URL encoded, as GDAL does when it asks for it: text shows where the name ends.
+
+    What lies in an archive, after `}/`, keeps its name.
+    """
+    if "://" not in path and "/vsicurl?" not in path:
+        return path
+    url, brace, inside = path.partition("}/")
+    return re.sub(r"\s", lambda blank: quote(blank[0]), url) + brace + inside
 
 
 def base(path: str) -> str:

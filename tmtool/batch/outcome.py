@@ -118,10 +118,14 @@ class Tally:
             "counts": self.counts,
             "scenes": [o.facts() for o in self.outcomes],
         }
+        text = json.dumps(report, indent=1) + "\n"
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(report, indent=1) + "\n")
+            if path.exists() and not path.is_file():  # a pipe or a device, which a rename would replace
+                path.write_text(text)
+                return
+            part.write_text(text)
             part.replace(path)
         except OSError as error:
             with contextlib.suppress(OSError):  # such as that there is no such file
