@@ -38,6 +38,7 @@ from tmtool.tasks import TASKS, Generate
 from tmtool.tiles.plan import TilePlan, Tiling
 
 psutil = pytest.importorskip("psutil")  # comes with distributed
+pytestmark = pytest.mark.xdist_group("cluster")  # each has several processes; one test after the other
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
 """That of processes: as many threads an operation as torch likes, whose number decides how it rounds."""
