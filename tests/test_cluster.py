@@ -359,7 +359,7 @@ def test_a_block_that_ends_every_worker_and_a_lost_scheduler(make_raster: Any, t
 
 
 def test_idle_workers_are_shared_out_among_scenes(make_raster: Any, tmp_path: Path) -> None:
-    job, wide = Job("generate", ("LULC",), model="demo"), make_raster(smooth(2048, 60))
+    job, wide = Job(Generate(("LULC",)), model="demo"), make_raster(smooth(2048, 60))
     scenes = [prepare(job, Scene(((None, str(wide)),), f"s{i}", tmp_path)) for i in range(5)]
     with ExitStack() as stack:
         runner = ClusterRunner(job, "local:4", stack)

@@ -156,7 +156,7 @@ def interrupted(make_raster: Any, out: Path, *options: object, tiles: int = 14) 
 def test_parts_are_gone_on_with(tmtool: Any, make_raster: Any, identity: str, out: Path, tmp_path: Path) -> None:
     path = make_raster(scene_with_holes(900, 2500), nodata=0)
     args = ("generate", path, "--out", "S1GRD", "--model", identity, "-o")
-    few = "from tmtool import job, models\nmodels.host_bytes = lambda *a: (0, 0)\n"
+    few = "from tmtool import models\nfrom tmtool.scene import job\nmodels.host_bytes = lambda *a: (0, 0)\n"
     few += "job.Prepared.memory_bytes = lambda self, parts=1: 10**9 // parts\n"
     process = start(*args, out, "--max-memory", "400MB", setup=few)
     tiles_until(process, 52)
@@ -501,7 +501,7 @@ def test_a_product_being_built_is_abandoned_and_built_again(
 ) -> None:
     path = make_raster(scene_with_holes())
     args = ("generate", path, "--out", "S1GRD", "--model", identity, "-o", out)
-    slow = RUN.replace("with s.registered", "from tmtool import cog\ncog.rasterio.shutil.copy = lambda *a, **k: "
+    slow = RUN.replace("with s.registered", "from tmtool.files import cog\ncog.rasterio.shutil.copy = lambda *a, **k: "
                        "(print('building', file=sys.stderr, flush=True), time.sleep(300))\nwith s.registered")  # fmt: skip
     command = [sys.executable, "-c", slow.format(pause=0), *map(str, args)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
