@@ -43,7 +43,7 @@ from tmtool.names import in_one_word
 from tmtool.scene.datasets import computed, dataset, lazy, making_of
 from tmtool.scene.job import Job, Prepared, Scene, look_at, prepared_of
 from tmtool.scene.status import notice_of
-from tmtool.settings import Dtype, Merge, Normalize, Pool, Running, Sampling, Tiling, Vectors
+from tmtool.settings import Dtype, Merge, Normalize, Pool, RunSettings, Sampling, Tiling, Vectors
 from tmtool.tasks import Embed, Generate, Reconstruct, Task, Tokenize
 
 P = ParamSpec("P")
@@ -120,7 +120,7 @@ class EmbedOptions(_Model, _Drawing, total=False):
 
 
 _DEFAULTS: dict[str, Any] = {
-    **{f.name: f.default for group in (Running, Sampling, Vectors) for f in fields(group)},
+    **{f.name: f.default for group in (RunSettings, Sampling, Vectors) for f in fields(group)},
     **{"s2_offset": None, "crop": None, "stride": None, "delta": None, "blocks": None},
     **{"layer": -1, "merge": "mean", "bands": None, "tim": (), "coords": False, "checkpoint": None},
 }
@@ -257,10 +257,10 @@ def _folder(weights: str | os.PathLike[str] | None) -> str | None:
 
 def _job(task: Task, options: Mapping[str, Any]) -> Job:
     """Return the job that the options of a function ask for."""
-    names = {f.name for f in fields(Running)} | {"s2_offset"}
+    names = {f.name for f in fields(RunSettings)} | {"s2_offset"}
     given = {name: value for name, value in options.items() if name in names}
     given["weights"] = _folder(options.get("weights"))
-    patch = models.find(options.get("model", Running.model)).patch
+    patch = models.find(options.get("model", RunSettings.model)).patch
     tiles = {name: options.get(name) for name in ("crop", "stride", "delta")}
     return Job(task, tiling=Tiling.fitting(patch, on_patch_grid=task.on_patch_grid, **tiles), **given)
 

@@ -114,7 +114,7 @@ class Vectors:
 
 
 @dataclass(frozen=True)
-class Running:
+class RunSettings:
     """Which model runs, where and how. `weights` is a folder, "random", or None for the hub; `max_memory` is in bytes."""
 
     model: str = "base"

@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from tmtool import __version__
-from tmtool.cli import embed, generate, info, models, reconstruct, tokenize
+from tmtool.cli import embed, generate, info, models, predict, reconstruct, tokenize
 from tmtool.cli.streams import standard_streams
 from tmtool.names import shown
 
@@ -55,6 +55,7 @@ app.command("generate", no_args_is_help=True)(generate.generate)
 app.command("tokenize", no_args_is_help=True)(tokenize.tokenize)
 app.command("reconstruct", no_args_is_help=True)(reconstruct.reconstruct)
 app.command("embed", no_args_is_help=True)(embed.embed)
+app.command("predict", no_args_is_help=True)(predict.predict)
 app.command("info", no_args_is_help=True)(info.info)
 app.add_typer(models.app, name="models")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from tmtool.cli import options as o
 from tmtool.cli.compose import composed
 from tmtool.cli.session import command
-from tmtool.settings import Running, Sampling
+from tmtool.settings import RunSettings, Sampling
 
 
 @composed
@@ -15,7 +15,7 @@ def info(
     out: o.Out = "S1GRD,LULC",
     in_: o.In = None,
     s2_offset: o.S2Offset = None,
-    model: o.Model = Running.model,
+    model: o.Model = RunSettings.model,
     timesteps: o.Timesteps = Sampling.timesteps,
     json_: o.Json = False,
 ) -> None:

@@ -2,19 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
 from tmtool import errors, settings
 from tmtool.modality import INPUTS, OUTPUTS
-from tmtool.settings import Policy, Running, Sampling, Tiling
+from tmtool.settings import Policy, RunSettings, Sampling, Tiling
 
 if TYPE_CHECKING:
     from tmtool.scene.job import Job
     from tmtool.tasks import Task
 
-_IO, _TILES, _SAMPLING, _MODEL, _RUN = "Input and output", "Tiles", "Sampling", "Model and device", "Run"
+IO, _TILES, _SAMPLING, _MODEL, _RUN = "Input and output", "Tiles", "Sampling", "Model and device", "Run"
 _EMBEDDING = "Embedding"
 
 Inputs = Annotated[
@@ -29,7 +29,7 @@ Recursive = Annotated[
     bool,
     typer.Option(
         "--recursive",
-        rich_help_panel=_IO,
+        rich_help_panel=IO,
         help="Look into the folders of an input folder too, and mirror them under --output-dir.",
     ),
 ]
@@ -38,7 +38,7 @@ Pattern = Annotated[
     typer.Option(
         "--pattern",
         metavar="GLOB",
-        rich_help_panel=_IO,
+        rich_help_panel=IO,
         show_default="the endings of rasters",
         help="Of input folders, take the files with such names only, as in '*_10m.tif'.",
     ),
@@ -48,14 +48,14 @@ FilesFrom = Annotated[
     typer.Option(
         "--files-from",
         metavar="F",
-        rich_help_panel=_IO,
+        rich_help_panel=IO,
         help="Take inputs from this list too, one a line; - is standard input.",
     ),
 ]
 Null = Annotated[
     bool,
     typer.Option(
-        "-0", "--null", rich_help_panel=_IO, help="Lists of inputs are separated by NUL, as find -print0 writes them."
+        "-0", "--null", rich_help_panel=IO, help="Lists of inputs are separated by NUL, as find -print0 writes them."
     ),
 ]
 Shard = Annotated[
@@ -63,7 +63,7 @@ Shard = Annotated[
     typer.Option(
         "--shard",
         metavar="K/N",
-        rich_help_panel=_IO,
+        rich_help_panel=IO,
         show_default="all scenes",
         help="Run every N-th scene from the K-th, K from 1 to N: for N jobs that share one list, as in a SLURM array.",
     ),
@@ -73,7 +73,7 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="MOD,...",
-        rich_help_panel=_IO,
+        rich_help_panel=IO,
         help=f"Modalities to generate, in order; each conditions the next. Of {', '.join(OUTPUTS)}; also coords and caption, "
         "which are said of each tile.",
     ),
@@ -83,7 +83,7 @@ In = Annotated[
     typer.Option(
         "--in",
         metavar="MOD",
-        rich_help_panel=_IO,
+        rich_help_panel=IO,
         show_default="found out from names, tags and band count",
         help=f"What the inputs are. Of {', '.join(INPUTS)}.",
     ),
@@ -93,7 +93,7 @@ TokenIn = Annotated[
     typer.Option(
         "--in",
         metavar="MOD",
-        rich_help_panel=_IO,
+        rich_help_panel=IO,
         show_default="found out from names, tags and band count",
         help=f"What the inputs are, of those with a tokenizer: {', '.join(OUTPUTS)}. Token rasters say it themselves.",
     ),
@@ -103,7 +103,7 @@ Ins = Annotated[
     typer.Option(
         "--in",
         metavar="MOD|MOD=FILE",
-        rich_help_panel=_IO,
+        rich_help_panel=IO,
         show_default="found out from names, tags and band count",
         help=f"What the inputs are, of {', '.join(INPUTS)}; or, once for each modality of one scene, MOD=FILE in place of "
         "INPUT, all on one grid.",
@@ -115,7 +115,7 @@ OutputDir = Annotated[
         "-o",
         "--output-dir",
         metavar="DIR",
-        rich_help_panel=_IO,
+        rich_help_panel=IO,
         envvar="TMTOOL_OUTPUT_DIR",
         help="Folder of the products.",
     ),
@@ -124,7 +124,7 @@ Overwrite = Annotated[
     bool,
     typer.Option(
         "--overwrite",
-        rich_help_panel=_IO,
+        rich_help_panel=IO,
         envvar="TMTOOL_OVERWRITE",
         help="Make and replace products that exist. Else scenes whose products are there are skipped; see --stale.",
     ),
@@ -134,7 +134,7 @@ S2Offset = Annotated[
     typer.Option(
         "--s2-offset",
         metavar="N",
-        rich_help_panel=_IO,
+        rich_help_panel=IO,
         show_default="the file's metadata, else 0",
         help="What was added to Sentinel-2's DN (1000 since baseline 04.00); it is subtracted.",
     ),
@@ -531,12 +531,12 @@ class OutputOptions:
 class ModelOptions:
     """Which model runs, where and how."""
 
-    model: Model = Running.model
-    weights: Weights = Running.weights
-    offline: Offline = Running.offline
-    device: Device = Running.device
-    precision: Precision = Running.precision
-    compile_: Compile = Running.compile
+    model: Model = RunSettings.model
+    weights: Weights = RunSettings.weights
+    offline: Offline = RunSettings.offline
+    device: Device = RunSettings.device
+    precision: Precision = RunSettings.precision
+    compile_: Compile = RunSettings.compile
     batch_size: BatchSize = "auto"
     max_memory: MaxMemory = None
     cluster: Cluster = Policy.cluster
@@ -546,14 +546,14 @@ class ModelOptions:
 class TokenModelOptions(ModelOptions):
     """The same, where tokens are encoded."""
 
-    precision: TokenPrecision = Running.precision
+    precision: TokenPrecision = RunSettings.precision
 
 
 @dataclass(frozen=True)
 class DrawingOptions:
     """How tokens are drawn."""
 
-    seed: Seed = Running.seed
+    seed: Seed = RunSettings.seed
     top_p: TopP = Sampling.top_p
     top_k: TopK = Sampling.top_k
     temperature: Temperature = Sampling.temperature
@@ -606,13 +606,29 @@ class LogOptions:
     log_format: LogFormat = "text"
 
 
+@dataclass(frozen=True)
+class ComputeOptions:
+    """Where and how a network runs; which it is, its command knows."""
+
+    model: ClassVar[str] = "finetuned"
+    weights: ClassVar[str | None] = None
+    offline: ClassVar[bool] = True
+
+    device: Device = RunSettings.device
+    precision: Precision = RunSettings.precision
+    compile_: Compile = RunSettings.compile
+    batch_size: BatchSize = "auto"
+    max_memory: MaxMemory = None
+    cluster: Cluster = Policy.cluster
+
+
 def job_of(
     task: "Task",
     listing: ListingOptions,
     output: OutputOptions,
-    model: ModelOptions,
+    model: ModelOptions | ComputeOptions,
     tiles: TileOptions | PatchTileOptions,
-    seed: int = Running.seed,
+    seed: int = RunSettings.seed,
 ) -> "Job":
     """Return the job that the options of a command ask for."""
     from tmtool import models
@@ -637,7 +653,7 @@ def job_of(
     )
 
 
-def policy_of(run: RunOptions, output: OutputOptions, model: ModelOptions) -> Policy:
+def policy_of(run: RunOptions, output: OutputOptions, model: ModelOptions | ComputeOptions) -> Policy:
     """Return how a run behaves, by the options of a command."""
     return Policy(run.dry_run, output.stale, run.fail_fast, run.retries, run.report, model.cluster)
 

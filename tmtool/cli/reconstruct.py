@@ -3,7 +3,7 @@
 from tmtool.cli import options as o
 from tmtool.cli.compose import composed
 from tmtool.cli.session import command
-from tmtool.settings import Running
+from tmtool.settings import RunSettings
 
 
 @composed
@@ -16,7 +16,7 @@ def reconstruct(
     run: o.RunOptions,
     log: o.LogOptions,
     in_: o.TokenIn = None,
-    seed: o.Seed = Running.seed,
+    seed: o.Seed = RunSettings.seed,
 ) -> None:
     """Decode tokens to pixels: of a token raster that tokenize wrote, or of a raster that is tokenized on the way.
 

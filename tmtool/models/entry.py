@@ -12,7 +12,7 @@ from tmtool.grid import TileBatch
 from tmtool.modality import MODALITIES, Modality
 from tmtool.models.device import Compute
 from tmtool.models.requests import Embedding, Request
-from tmtool.models.weights import WeightFile
+from tmtool.models.weights import WeightFile, check_file
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each band, in the modality's unit."""
@@ -127,6 +127,14 @@ class ModelEntry:
     def files(self, spec: ModelSpec) -> tuple[WeightFile, ...]:
         """Return the weight files that a job uses."""
         return ()
+
+    def check_file(self, file: WeightFile, path: Path) -> None:
+        """Look at the header of what lies at `path` for `file`, reading no tensor. Raises `WeightsError`."""
+        check_file(file, path, self.dim)
+
+    def channels_of(self, spec: ModelSpec) -> int:
+        """Return the channels of all inputs together."""
+        return sum(spec.modality(m).channels for m in spec.inputs)
 
     def build(self, spec: ModelSpec) -> TileModel:
         """Build the model and load its weights onto its device. The first call imports torch."""

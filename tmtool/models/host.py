@@ -29,7 +29,7 @@ def host_bytes(specs: Sequence[ModelSpec], size: int) -> tuple[int, int]:
     scale, cuda = size**2 / 256**2, specs[0].compute.device.startswith("cuda")
     copies = len(specs[0].compute.each)  # on CUDA the weights of one pass through at a time
     work = 0.0 if cuda else copies * scale * sum(entry.tile_mb_of(spec) for entry, spec in entries)
-    channels = sum(specs[0].modality(m).channels for m in specs[0].inputs)
+    channels = entries[0][0].channels_of(specs[0])
     pixels = (
         copies * 4 * 4 * channels * size**2
     )  # float32, batches: one called, the same collated, one waiting, one read ahead

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tmtool.models.text import SEQUENCES
 from tmtool.settings import Sampling
+
+if TYPE_CHECKING:
+    from tmtool.models.finetuned.config import TaskConfig
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,15 @@ class Decoding(Request):
     def encoded(self, inputs: Sequence[str], tokenised: Sequence[str]) -> tuple[str, ...]:
         """Return nothing: tokens come in."""
         return ()
+
+
+@dataclass(frozen=True)
+class Prediction(Request):
+    """What a fine-tuned task makes of `dates` dates: its answer, and with `scores` all of its scores."""
+
+    config: "TaskConfig | None" = None
+    dates: int = 1
+    scores: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from tmtool import models
-from tmtool.errors import InputError, OutputError, UsageError
+from tmtool.errors import OutputError, UsageError
 from tmtool.files.writer import disk_bytes
 from tmtool.grid import Grid, Tile
 from tmtool.modality import Modality
 from tmtool.models import ModelEntry, ModelSpec
 from tmtool.models.device import Compute
 from tmtool.products.product import Product
-from tmtool.settings import Running, Tiling
+from tmtool.settings import RunSettings, Tiling
 from tmtool.source import Reader, Source, check_one_grid
 from tmtool.tasks import Task
 from tmtool.tiles.batches import Feed, load
@@ -33,19 +33,19 @@ class Job:
     """What to do with every scene of a run: the task, the model that does it, and where and how it runs."""
 
     task: Task
-    model: str = Running.model
-    weights: str | None = Running.weights
-    offline: bool = Running.offline
+    model: str = RunSettings.model
+    weights: str | None = RunSettings.weights
+    offline: bool = RunSettings.offline
     s2_offset: float | None = None
     tiling: Tiling = field(default_factory=Tiling)
-    seed: int = Running.seed
-    batch_size: int | None = Running.batch_size
-    device: str = Running.device
-    precision: str = Running.precision
-    compile: str = Running.compile
+    seed: int = RunSettings.seed
+    batch_size: int | None = RunSettings.batch_size
+    device: str = RunSettings.device
+    precision: str = RunSettings.precision
+    compile: str = RunSettings.compile
     overwrite: bool = False
     resume: bool = True
-    max_memory: int | None = Running.max_memory
+    max_memory: int | None = RunSettings.max_memory
 
     @property
     def entry(self) -> ModelEntry:
@@ -171,12 +171,7 @@ def look_at(job: Job, raster: Any, modality: Modality | None) -> Source:
 
 def prepared_of(job: Job, scene: Scene, found: Sequence[Source]) -> Prepared:
     """Check what was found of a scene's inputs against the job and each other. Raises `InputError`."""
-    sources: dict[str, Source] = {}
-    for source in found:
-        name = source.modality.name
-        if name in sources:
-            raise InputError(f"{source.path}: is {name}, as {sources[name].path} is already.")
-        sources[name] = source
+    sources = job.task.by_input(found)
     for source in sources.values():
         job.task.check_source(source, job.model, job.entry)
     check_one_grid(list(sources.values()))
@@ -208,8 +203,7 @@ def _same_file(path: Path, other: str) -> bool:
 
 def fill_of(job: Job, source: Source) -> tuple[float, ...]:
     """Return what stands in for pixels without data, one value a band: the mean that the model was trained on."""
-    modality = source.modality
-    return job.entry.moments(modality)[0] if source.scale == 1 else (float(modality.middle_token),)
+    return job.task.fill(source, job.entry)
 
 
 DEVICE_CLASSES = {

@@ -17,7 +17,7 @@ from tmtool.modality import MODALITIES
 from tmtool.models import ModelEntry, ModelSpec
 from tmtool.models.device import Compute, resolve
 from tmtool.models.memory import BackOff, loading
-from tmtool.models.weights import WeightFile, check_file, digest, local_file, locate, to_fetch
+from tmtool.models.weights import WeightFile, digest, local_file, locate, to_fetch
 from tmtool.scene.job import Job, Prepared, fill_of
 from tmtool.source import Reader, Source, centres, set_block_cache
 from tmtool.tasks import Task
@@ -81,7 +81,7 @@ class Models:
         found = locate(needed, self.job.weights, self.job.offline) | own
         for file, path in found.items():
             if path not in self._looked_at:
-                check_file(file, path, self.job.entry.dim)
+                self.job.entry.check_file(file, path)
                 self._looked_at.add(path)
         return found
 

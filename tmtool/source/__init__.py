@@ -2,7 +2,7 @@
 
 from tmtool.source.grids import centres, check_one_grid, pixel_size_m
 from tmtool.source.held import Held
-from tmtool.source.inspection import inspect
+from tmtool.source.inspection import band_names, inspect
 from tmtool.source.opening import Source, opened
 from tmtool.source.reader import Reader, set_block_cache
 from tmtool.source.tokens import token_source
@@ -14,6 +14,7 @@ __all__ = [
     "Reader",
     "Source",
     "centres",
+    "band_names",
     "check_one_grid",
     "inspect",
     "opened",

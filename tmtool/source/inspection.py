@@ -88,7 +88,7 @@ def _identify(found: Description, asked: Modality | None) -> tuple[Modality, str
         modality, why = _guess(found, len(data), set(named))
     else:
         modality, why = asked, "--in"
-    whole = MODALITIES[modality.name]
+    whole = MODALITIES.get(modality.name, modality)
     if len(modality.bands) < len(whole.bands) == len(data) and not named:  # a whole stack, of which some are used
         return modality, why, tuple(data[whole.bands.index(band)] for band in modality.bands)
     if set(modality.bands) <= set(named):
@@ -109,6 +109,13 @@ def _identify(found: Description, asked: Modality | None) -> tuple[Modality, str
             f"{', '.join(missing)} missing. Stack the right bands, or remove the names if they are wrong."
         )
     return modality, why, tuple(data)
+
+
+def band_names(raster: Any) -> tuple[str | None, ...]:
+    """Return the names of a raster's bands, alpha left out, as tmtool has them; None where one has none."""
+    found = described(raster) if isinstance(raster, str) else described_array(raster)
+    names = [found.names[i - 1] for i in _data_bands(found)]
+    return tuple(_band_name(name) if name else None for name in names)
 
 
 def _data_bands(found: Description) -> list[int]:

@@ -51,6 +51,7 @@ class _Limits:
 
 _LIMITS = {  # by unit
     "DN": _Limits((-5_000, 65_535), (-5_000, 65_535), "DN (reflectance x 10 000), most of them from 0 to 10 000"),
+    "reflectance": _Limits((-0.5, 6.5), (-0.5, 6.5), "reflectance, most of it from 0 to 1"),
     "0-255": _Limits((0, 255), (0, 255), "0-255"),
     "dB": _Limits(  # a corner reflector may reach 40 dB, but never half of a scene
         (-200, 60), (-60, 20), "calibrated backscatter in dB, 10*log10(sigma0 or gamma0), most of it from -40 to 10"

@@ -4,9 +4,10 @@ from tmtool.settings import Vectors
 from tmtool.tasks.base import Task
 from tmtool.tasks.embed import Embed
 from tmtool.tasks.generate import Generate
+from tmtool.tasks.predict import Predict
 from tmtool.tasks.reconstruct import Reconstruct
 from tmtool.tasks.tokenize import Tokenize
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Generate, Tokenize, Reconstruct, Embed)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Generate, Tokenize, Reconstruct, Embed, Predict)}
 
-__all__ = ["TASKS", "Embed", "Generate", "Reconstruct", "Task", "Tokenize", "Vectors"]
+__all__ = ["TASKS", "Embed", "Generate", "Predict", "Reconstruct", "Task", "Tokenize", "Vectors"]

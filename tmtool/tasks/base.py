@@ -72,6 +72,21 @@ class Task(ABC):
         """Look at one input: a path, or what xarray has of it. Raises `InputError`."""
         return inspect(raster, modality, s2_offset, entry.moments if entry.statistics else None)
 
+    def by_input(self, found: Sequence[Source]) -> dict[str, Source]:
+        """Return a scene's sources by the names that the model has for its inputs. Raises `InputError`."""
+        sources: dict[str, Source] = {}
+        for source in found:
+            name = source.modality.name
+            if name in sources:
+                raise InputError(f"{source.path}: is {name}, as {sources[name].path} is already.")
+            sources[name] = source
+        return sources
+
+    def fill(self, source: Source, entry: ModelEntry) -> tuple[float, ...]:
+        """Return what stands in for pixels without data, one value a band: the mean that the model was trained on."""
+        modality = source.modality
+        return entry.moments(modality)[0] if source.scale == 1 else (float(modality.middle_token),)
+
     def check_source(self, source: Source, model: str, entry: ModelEntry) -> None:
         """Raise `InputError` if it cannot be done with what a raster is."""
         if source.modality.name not in self.offered(entry):

@@ -11,13 +11,39 @@ from torch import Tensor, nn
 from tmtool.errors import UsageError
 from tmtool.grid import FloatArray, TileBatch
 from tmtool.models.device import Compute
+from tmtool.models.entry import ModelSpec
 from tmtool.models.finetuned import network as networks
-from tmtool.models.finetuned.checkpoint import TaskCheckpoint, load_task
+from tmtool.models.finetuned.checkpoint import TaskCheckpoint, check_same_task, load_task, read_task_checkpoint
 from tmtool.models.finetuned.config import TaskConfig, input_key
 from tmtool.models.finetuned.inputs import TaskInput
+from tmtool.models.requests import Prediction
 
-OUTPUT = "pred"
-"""The name of what a predictor gives."""
+OUTPUT, SCORES = "pred", "prob"
+"""The names of what a predictor gives, and of its scores as a product of their own."""
+
+
+def build(spec: ModelSpec) -> "_Products":
+    """Build the predictor of a spec's request, filled from its checkpoint (seeded random weights without one)."""
+    request = spec.request
+    if not isinstance(request, Prediction) or request.config is None:
+        raise UsageError("A fine-tuned task needs its config.")
+    checkpoint = read_task_checkpoint(request.checkpoint) if request.checkpoint else None
+    if checkpoint is not None:
+        check_same_task(request.config, checkpoint)
+    predictor = build_predictor(request.config, checkpoint, spec.compute, request.dates, spec.seed)
+    return _Products(predictor, request.scores)
+
+
+class _Products:
+    """A predictor under the names of a task's products: its answer, and once more as `prob` where scores are kept."""
+
+    def __init__(self, predictor: "Predictor", scores: bool) -> None:
+        self._predictor, self._names = predictor, (OUTPUT, SCORES) if scores else (OUTPUT,)
+
+    def __call__(self, batch: TileBatch) -> dict[str, NDArray[np.float32]]:
+        """Return the answers `(B, channels, S, S)`, of a tile `(B, channels, 1, 1)`."""
+        answer = self._predictor(batch)[OUTPUT]
+        return dict.fromkeys(self._names, answer if answer.ndim == 4 else answer[:, :, None, None])
 
 
 def build_predictor(

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tmtool.errors import UsageError
 from tmtool.models.entry import ModelEntry, ModelSpec
+from tmtool.models.headers import check_header
 from tmtool.models.requests import Embedding, Request
 from tmtool.models.weights import WeightFile
 
@@ -103,6 +105,11 @@ class VitEntry(ModelEntry):
         if self.facts is None:
             raise UsageError(f"{self.title}: an entry without facts.")
         return self.facts
+
+    def check_file(self, file: WeightFile, path: Path) -> None:
+        """Look at the header of the model's file. Raises `WeightsError`."""
+        fetched = f"Fetch it again: hf download {file.repo} {file.filename} --force-download (or copy it again)."
+        check_header(path, fetched, checkpoint=path.suffix == ".ckpt")
 
     def files(self, spec: ModelSpec) -> tuple[WeightFile, ...]:
         """Return the one file of the model."""

@@ -1,0 +1,182 @@
+"""`tmtool predict`: a fine-tuned TerraTorch task from the command line gives what TerraTorch's `tiled_inference` gives."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import yaml
+
+from tests import finetuned
+from tests.conftest import TRANSFORM
+from tests.test_task_config import BURN_SCARS, FLOOD
+from tmtool.models.finetuned.config import read_config
+
+SHAPE = (144, 208)  # where TerraTorch's tiles of 96/64/8 px and tmtool's coincide
+TILES = {"crop": 96, "stride": 64, "delta": 8, "batch_size": 4}
+TILING = ("--crop", 96, "--stride", 64, "--delta", 8)
+BANDS = ["BLUE", "GREEN", "RED", "NIR_NARROW", "SWIR_1", "SWIR_2"]
+
+
+def task(folder: Path, text: str, **statistics: str) -> tuple[Any, Any, Path]:
+    """Write a config and a seeded random checkpoint of it; return it read, TerraTorch's task, and the checkpoint."""
+    path = folder / "task.yaml"
+    path.write_text(text)
+    config = read_config(path, **statistics)
+    theirs = finetuned.terratorch_task(config, yaml.safe_load(text)["model"]["init_args"])
+    return config, theirs, finetuned.save_checkpoint(theirs, folder / "best.ckpt")
+
+
+@pytest.fixture(scope="module")
+def burned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
+    return task(tmp_path_factory.mktemp("burned"), BURN_SCARS)
+
+
+def raster(path: Path, values: np.ndarray, names: list[str] | None = None, nodata: float | None = None) -> Path:
+    count, height, width = values.shape
+    profile = {"crs": "EPSG:32719", "transform": TRANSFORM, "dtype": values.dtype, "nodata": nodata}
+    with rasterio.open(path, "w", driver="GTiff", count=count, height=height, width=width, **profile) as dst:
+        dst.write(values)
+        for i, name in enumerate(names or [], 1):
+            dst.set_band_description(i, name)
+    return path
+
+
+def predicted(tmtool: Any, out: Path, checkpoint: Path, *args: Any) -> dict[str, Any]:
+    config = checkpoint.with_name("task.yaml")
+    result = tmtool("predict", *args, "--config", config, "--checkpoint", checkpoint, *TILING, "-o", out, "--json")
+    assert result.exit_code == 0, result.stderr
+    facts: dict[str, Any] = json.loads(result.stdout)
+    return facts
+
+
+def read(path: str | Path) -> np.ndarray:
+    with rasterio.open(path) as src:
+        values: np.ndarray = src.read()
+    return values
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=0))
+    return np.asarray(powers / powers.sum(axis=0))
+
+
+def agree(classes: np.ndarray, logits: np.ndarray) -> None:
+    """Classes are those of the largest logit, except where two are within a ten-thousandth of the logits' spread."""
+    best = np.sort(logits, axis=0)
+    clear = best[-1] - best[-2] > 1e-4 * logits.std()
+    np.testing.assert_array_equal(classes[clear], logits.argmax(axis=0)[clear])
+    assert clear.mean() > 0.99
+
+
+def test_one_date_is_what_terratorch_gives(tmtool: Any, burned: Any, tmp_path: Path) -> None:
+    config, theirs, checkpoint = burned
+    scene = finetuned.scene_of(config, *SHAPE)
+    (pixels,) = (values[:, 0] for values in scene.values())
+    path = raster(tmp_path / "scene.tif", pixels)
+    facts = predicted(tmtool, tmp_path / "out", checkpoint, path, "--probabilities")
+    logits = finetuned.terratorch_logits(theirs, config, scene, TILES)
+    with rasterio.open(facts["products"]["pred"]) as src:
+        assert (src.crs, src.transform, src.dtypes, src.nodata) == ("EPSG:32719", TRANSFORM, ("uint8",), 255)
+        assert src.tags(1)["CLASS_1"] == "Burned" or "Burned" in str(src.tags(1))
+        agree(src.read(1), logits)
+        made = json.loads(src.tags()["TMTOOL_PROVENANCE"])
+    assert made["task"] == "predict"
+    assert len(made["config"]) == 64
+    assert list(made["weights"]) == ["best.ckpt"]
+    np.testing.assert_allclose(read(facts["products"]["prob"]), softmax(logits), atol=1e-4)
+
+
+def test_bands_are_known_by_name_whatever_their_order(tmtool: Any, burned: Any, tmp_path: Path) -> None:
+    config, _, checkpoint = burned
+    (pixels,) = (values[:, 0] for values in finetuned.scene_of(config, 90, 90).values())
+    order = [3, 0, 5, 1, 4, 2]
+    found = [
+        predicted(
+            tmtool, tmp_path / stem, checkpoint, raster(tmp_path / f"{stem}.tif", values, names), "--probabilities"
+        )
+        for stem, values, names in (
+            ("in_order", pixels, None),
+            ("named", pixels[order], [BANDS[i] for i in order]),
+            ("more", np.concatenate([pixels[order], pixels[:1]]), [*(BANDS[i] for i in order), "quality"]),
+        )
+    ]
+    first, *others = (read(facts["products"]["prob"]) for facts in found)
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
+def test_nodata_stays_nodata_and_a_stopped_run_resumes(tmtool: Any, burned: Any, tmp_path: Path) -> None:
+    config, _, checkpoint = burned
+    (pixels,) = (values[:, 0].copy() for values in finetuned.scene_of(config, *SHAPE).values())
+    pixels[:, 30:60, 40:90] = -9999
+    path = raster(tmp_path / "holed.tif", pixels, nodata=-9999)
+    facts = predicted(tmtool, tmp_path / "out", checkpoint, path, "--probabilities", "--dtype", "uint8")
+    classes, scores = read(facts["products"]["pred"])[0], read(facts["products"]["prob"])
+    hole = np.zeros(SHAPE, bool)
+    hole[30:60, 40:90] = True
+    np.testing.assert_array_equal(classes == 255, hole)
+    np.testing.assert_array_equal((scores == 255).all(axis=0), hole)
+    assert abs(scores[:, ~hole].astype(int).sum(axis=0) - 250).max() <= 1
+    again = predicted(tmtool, tmp_path / "out", checkpoint, path, "--probabilities", "--dtype", "uint8")
+    assert again["status"] == "skipped"
+
+
+def test_several_dates_and_modalities(tmtool: Any, tmp_path: Path) -> None:
+    config, theirs, checkpoint = task(tmp_path, FLOOD, means="pretraining", stds="pretraining")
+    scene = finetuned.scene_of(config, *SHAPE, 4)
+    scene["DEM"][:] = scene["DEM"][:, :1]
+    inputs: list[Any] = []
+    for name, values in scene.items():
+        for date in range(1 if name == "DEM" else 4):
+            inputs += ["--in", f"{name}={raster(tmp_path / f'{name}{date}.tif', values[:, date])}"]
+    facts = predicted(tmtool, tmp_path / "out", checkpoint, *inputs, "--means", "pretraining", "--stds", "pretraining")
+    agree(read(facts["products"]["pred"])[0], finetuned.terratorch_logits(theirs, config, scene, TILES))
+    short = tmtool("predict", *inputs[2:], "--config", tmp_path / "task.yaml", "--checkpoint", checkpoint,
+                   "--means", "pretraining", "--stds", "pretraining", "-o", tmp_path / "no")  # fmt: skip
+    assert short.exit_code == 2
+    assert "same number" in short.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "args", "message"),
+    [
+        ((("terratorch.tasks.SemanticSegmentationTask", "my.tasks.Odd"),), (), "my.tasks.Odd"),
+        ((("    means: [0.0333, 0.0570, 0.0588, 0.2323, 0.1972, 0.1194]\n", ""),), (), "--means"),
+        ((), ("--checkpoint", "none.ckpt"), "none.ckpt: no such file"),
+        ((), ("--in", "DEM=scene.tif"), "task.yaml takes"),
+        (
+            (("num_classes: 2\n    loss", "num_classes: 3\n    loss"), ("[Others, Burned]", "[A, B, C]")),
+            (),
+            "best.ckpt",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(
+    tmtool: Any, burned: Any, tmp_path: Path, changes: Any, args: tuple[str, ...], message: str
+) -> None:
+    config, _, checkpoint = burned
+    text = BURN_SCARS
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "task.yaml").write_text(text)
+    (pixels,) = (values[:, 0] for values in finetuned.scene_of(config, 40, 40).values())
+    path = raster(tmp_path / "scene.tif", pixels)
+    inputs = [] if "--in" in args else [path]
+    known = ("--config", tmp_path / "task.yaml", "--checkpoint", checkpoint)
+    result = tmtool("predict", *inputs, *known, *args, "-o", tmp_path / "out")
+    assert result.exit_code == 2, result.stderr
+    assert message in result.stderr
+    assert not list((tmp_path / "out").glob("*.tif")) if (tmp_path / "out").exists() else True
+
+
+def test_a_raster_of_other_bands_is_refused(tmtool: Any, burned: Any, tmp_path: Path) -> None:
+    _, _, checkpoint = burned
+    path = raster(tmp_path / "four.tif", np.full((4, 40, 40), 0.1, np.float32))
+    config = checkpoint.with_name("task.yaml")
+    result = tmtool("predict", path, "--config", config, "--checkpoint", checkpoint, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "needs 6" in result.stderr
