@@ -486,6 +486,8 @@ def test_a_real_model(tmtool: Any, tmp_path: Path, task: str) -> None:
     sample = rioxarray.open_rasterio(ROOT / "samples" / "demo_scene.tif")
     sample.isel(y=slice(300, 590), x=slice(427, 707)).rio.to_raster(tmp_path / "scene.tif")  # with a corner of nodata
     options, *args = TASKS[task]
+    if task in ("generate", "reconstruct"):
+        options, args = options | {"timesteps": 2}, [*args, "--timesteps", 2]
     result = tmtool(task, tmp_path / "scene.tif", *args, "--model", "demo", "-o", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     found = getattr(package, task)(tmp_path / "scene.tif", **options, model="demo", blocks=2)

@@ -38,6 +38,7 @@ from tmtool.tasks import TASKS, Generate
 from tmtool.tiles.plan import TilePlan, Tiling
 
 psutil = pytest.importorskip("psutil")  # comes with distributed
+pytestmark = pytest.mark.xdist_group("cluster")  # each has several processes; one test after the other
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
 """That of processes: as many threads an operation as torch likes, whose number decides how it rounds."""
@@ -358,7 +359,7 @@ def test_a_block_that_ends_every_worker_and_a_lost_scheduler(make_raster: Any, t
 
 
 def test_idle_workers_are_shared_out_among_scenes(make_raster: Any, tmp_path: Path) -> None:
-    job, wide = Job("generate", ("LULC",), model="demo"), make_raster(smooth(2048, 60))
+    job, wide = Job(Generate(("LULC",)), model="demo"), make_raster(smooth(2048, 60))
     scenes = [prepare(job, Scene(((None, str(wide)),), f"s{i}", tmp_path)) for i in range(5)]
     with ExitStack() as stack:
         runner = ClusterRunner(job, "local:4", stack)

@@ -77,7 +77,7 @@ def test_several_devices_make_the_same_pixels(tmtool: Any, make_raster: Any, tmp
     made = []
     for name, device in (("one", "cpu"), ("two", "cpu,cpu")):
         out = tmp_path / name
-        args = ("--out", "S1GRD,LULC", "--model", "demo", "--device", device, "-o", out, "--json")
+        args = ("--out", "S1GRD,LULC", "--model", "demo", "--timesteps", "3", "--device", device, "-o", out, "--json")
         result = tmtool("generate", path, *args)
         assert result.exit_code == 0, result.stderr
         made.append([rasterio.open(out / f"scene_{m}.tif").read() for m in ("S1GRD", "LULC")])

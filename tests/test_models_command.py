@@ -40,7 +40,8 @@ def command(hub: Hub, tmp_path: Path) -> Any:
     }
 
     def run(*args: object) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-c", MAIN, *(str(a) for a in args)]
+        main = ["-m", "tmtool"] if "fetch" in args else ["-c", MAIN]  # what builds no model needs no narrow one
+        words = [sys.executable, *main, *(str(a) for a in args)]
         return subprocess.run(
             words, capture_output=True, text=True, check=False, env=env, cwd=Path(__file__).parents[1]
         )

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tmtool.cli import rates
+from tmtool.batch import rates
 from tmtool.models import MODELS
 from tmtool.scene.job import DEVICE_CLASSES, Job
+from tmtool.tasks import Generate, Tokenize
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "demo_scene.tif"
-JOB = Job("generate", ("S1GRD",))
+JOB = Job(Generate(("S1GRD",)))
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +91,7 @@ def test_processors(monkeypatch: pytest.MonkeyPatch, flags: set[str], asked: str
     monkeypatch.setattr(rates, "cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     assert rates.this_machine(replace(JOB, device="cpu", precision=asked)) == (name, pytest.approx(rate))
-    tokenize = rates.this_machine(Job("tokenize", device="cpu"))[0]
+    tokenize = rates.this_machine(Job(Tokenize(), device="cpu"))[0]
     assert tokenize.endswith("fp32")  # what auto means there
 
 

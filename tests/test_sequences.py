@@ -265,7 +265,7 @@ def test_places_are_told_by_name() -> None:
         told_places(["coords=places.csv"])
 
 
-def test_facts_equal_terratorchs() -> None:
+def test_facts_equal_terratorchs(narrow_v01_base: Path) -> None:
     entry = MODELS["v01-base"]
     for name, modality in entry.modalities.items():
         for key in filter(None, (modality.raw_key, modality.token_key)):
