@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.specs import spec_of
 from tests.terratorch_files import backbone_module, prithvi_tables
 from tmtool import models
 from tmtool.errors import UsageError, WeightsError
 from tmtool.grid import TileBatch
 from tmtool.modality import S2_NAMES
-from tmtool.models import Embedding, ModelEntry, ModelSpec
+from tmtool.models import ModelSpec
 from tmtool.models.device import Compute
 from tmtool.models.vit import clay, prithvi
 from tmtool.models.vit import network as vit
-from tmtool.models.vit.facts import Facts
+from tmtool.models.vit.facts import Facts, VitEntry
 
 TABLES = {"prithvi": prithvi, "clay": clay}
 EVERY = [*prithvi.MODELS.values(), *clay.MODELS.values()]
@@ -41,18 +42,15 @@ def narrowed(monkeypatch: pytest.MonkeyPatch, name: str, **changes: Any) -> Fact
     shape = {"dim": 64, "depth": 3, "heads": 2} | ({"image": 64} if family == "prithvi" else {})
     facts = replace(TABLES[family].MODELS[name], **(shape | changes))
     monkeypatch.setitem(TABLES[family].MODELS, name, facts)
-    entry = ModelEntry(
-        facts.title, f"tmtool.models.{family}", lambda _: (facts.file,), dim=facts.dim, depth=facts.depth
-    )
-    monkeypatch.setitem(models.MODELS, name, entry)
+    monkeypatch.setitem(models.MODELS, name, VitEntry.of(facts, f"tmtool.models.vit.{family}"))
     return facts
 
 
-def job(facts: Facts, path: Path | None, precision: str = "fp32", **options: Any) -> ModelSpec:
+def job(facts: Facts, path: Path | None, precision: str = "fp32", **request: Any) -> ModelSpec:
+    """Return the spec of embedding with a model, whose weights are at `path` or random."""
     files = {facts.file: path} if path else None
-    bands = {"S2L2A": facts.bands}
-    compute = Compute("cpu", precision)
-    return ModelSpec(facts.name, "embed", ("S2L2A",), (), compute=compute, files=files, bands=bands, **options)
+    bands, compute = {"S2L2A": facts.bands}, Compute("cpu", precision)
+    return spec_of(facts.name, "embed", ("S2L2A",), request=request, compute=compute, files=files, bands=bands)
 
 
 def pixels(facts: Facts, size: int, dates: int = 1) -> np.ndarray:
@@ -355,7 +353,7 @@ def test_a_batch_gives_a_product_a_layer_with_dates_merged(monkeypatch: pytest.M
     )
     merged = {}
     for how in ("mean", "max", "concat"):
-        embedder = models.build(job(facts, None, embedding=Embedding((0, -1), how)))  # type: ignore[arg-type]
+        embedder = models.build(job(facts, None, layers=(0, -1), merge=how))
         merged[how] = embedder(batch)
     plain = embedder.vectors(values, [2], batch.dates, LONLAT)[2].numpy()  # type: ignore[attr-defined]
     assert list(merged["mean"]) == ["embed_layer0", "embed_layer2"]

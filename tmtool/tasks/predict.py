@@ -44,6 +44,7 @@ class Predict(Task):
     """
 
     name: ClassVar[str] = "predict"
+    asks: ClassVar[type[Request]] = Prediction
     on_patch_grid: ClassVar[bool] = False
 
     config: TaskConfig
