@@ -46,11 +46,11 @@ def narrowed(monkeypatch: pytest.MonkeyPatch, name: str, **changes: Any) -> Fact
     return facts
 
 
-def job(facts: Facts, path: Path | None, precision: str = "fp32", **request: Any) -> ModelSpec:
-    """Return the spec of embedding with a model, whose weights are at `path` or random."""
+def job(facts: Facts, path: Path | None, precision: str = "fp32", **options: Any) -> ModelSpec:
     files = {facts.file: path} if path else None
-    bands, compute = {"S2L2A": facts.bands}, Compute("cpu", precision)
-    return spec_of(facts.name, "embed", ("S2L2A",), request=request, compute=compute, files=files, bands=bands)
+    bands = {"S2L2A": facts.bands}
+    compute = Compute("cpu", precision)
+    return spec_of(facts.name, "embed", ("S2L2A",), compute=compute, files=files, bands=bands, request=options)
 
 
 def pixels(facts: Facts, size: int, dates: int = 1) -> np.ndarray:
@@ -353,7 +353,7 @@ def test_a_batch_gives_a_product_a_layer_with_dates_merged(monkeypatch: pytest.M
     )
     merged = {}
     for how in ("mean", "max", "concat"):
-        embedder = models.build(job(facts, None, layers=(0, -1), merge=how))
+        embedder = models.build(job(facts, None, layers=(0, -1), merge=how))  # type: ignore[arg-type]
         merged[how] = embedder(batch)
     plain = embedder.vectors(values, [2], batch.dates, LONLAT)[2].numpy()  # type: ignore[attr-defined]
     assert list(merged["mean"]) == ["embed_layer0", "embed_layer2"]
