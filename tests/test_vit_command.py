@@ -235,3 +235,9 @@ def test_models_begin_with_terramind(tmtool: Any) -> None:
     assert (row["tasks"], row["bands"]) == (["embed"], {"S2L2A": ["B02", "B03", "B04", "B8A", "B11", "B12"]})
     text = tmtool("models", "list").stdout
     assert "inputs S2L2A (B02 B03 B04 B8A B11 B12)" in text
+
+
+def test_of_a_fine_tuned_task_there_is_nothing_to_fetch(tmtool: Any) -> None:
+    done = tmtool("models", "fetch", "finetuned", "--for", "predict")
+    assert done.exit_code == 2
+    assert "its weights are your own" in done.stderr

@@ -53,6 +53,13 @@ class Predict(Task):
     probabilities: bool = False
     dtype: ProbabilityType = "float32"
 
+    @classmethod
+    def for_files(cls, outputs: tuple[str, ...], coords: bool) -> "Task":
+        """Raise `UsageError`: its one file is the user's own."""
+        raise UsageError(
+            "--for predict: its weights are your own, the --checkpoint of `tmtool predict`; nothing is fetched."
+        )
+
     @property
     def checkpoint(self) -> Path | None:
         """The task's checkpoint."""
