@@ -211,7 +211,7 @@ def reconstruct(
 def embed(
     raster: Raster | Mapping[str, Raster], *, modality: str | None = None, **options: Unpack[EmbedOptions]
 ) -> xr.Dataset:
-    """Embed a raster, or several of one scene, with TerraMind's encoder: one vector for each patch, tile or scene.
+    """Embed a raster, or several of one scene, with an encoder: one vector for each patch, tile or scene.
 
     Returns a Dataset of `embed` (band, y, x) float32 or float16, nodata NaN, one band a dimension of the vectors, on the
     grid of what is `pool`ed; with several layers `embed_layer5` and so on, with `merge` "dict" `embed_S2L2A` and so on.
@@ -260,9 +260,10 @@ def _job(task: Task, options: Mapping[str, Any]) -> Job:
     names = {f.name for f in fields(RunSettings)} | {"s2_offset"}
     given = {name: value for name, value in options.items() if name in names}
     given["weights"] = _folder(options.get("weights"))
-    patch = models.find(options.get("model", RunSettings.model)).patch
+    entry = models.find(options.get("model", RunSettings.model))
     tiles = {name: options.get(name) for name in ("crop", "stride", "delta")}
-    return Job(task, tiling=Tiling.fitting(patch, on_patch_grid=task.on_patch_grid, **tiles), **given)
+    tiling = Tiling.fitting(entry.patch, on_patch_grid=task.on_patch_grid, own=entry.tiling, **tiles)
+    return Job(task, tiling=tiling, **given)
 
 
 def _run(task: Task, raster: Any, modality: str | None, options: Mapping[str, Any]) -> xr.Dataset:

@@ -29,15 +29,17 @@ class Tiling:
         patch: int,
         *,
         on_patch_grid: bool,
+        own: tuple[int, int, int] | None = None,
         crop: int | None = None,
         stride: int | None = None,
         delta: int | None = None,
     ) -> "Tiling":
-        """Return the tiling that was asked for; what was not is the default, cut down to whole patches of `patch` px.
+        """Return the tiling that was asked for; what was not is the model's `own`, or the default.
 
-        On the patch grid a patch is discarded on each side, else 8 px.
+        The default is cut down to whole patches of `patch` px; on the patch grid a patch is discarded on each side, else
+        8 px.
         """
-        usual = (cls.crop // patch * patch, cls.stride // patch * patch, patch if on_patch_grid else cls.delta)
+        usual = own or (cls.crop // patch * patch, cls.stride // patch * patch, patch if on_patch_grid else cls.delta)
         return cls(
             *(default if asked is None else asked for asked, default in zip((crop, stride, delta), usual, strict=True))
         )

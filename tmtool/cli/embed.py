@@ -28,7 +28,7 @@ def embed(
     listing: o.ListingOptions,
     output: o.OutputOptions,
     vectors: VectorOptions,
-    model: o.ModelOptions,
+    model: o.EncoderModelOptions,
     drawing: o.DrawingOptions,
     tiles: o.PatchTileOptions,
     run: o.RunOptions,
@@ -36,7 +36,10 @@ def embed(
     in_: o.Ins = None,
     checkpoint: o.CheckpointFile = None,
 ) -> None:
-    """Embed rasters with TerraMind's encoder: one vector for each patch of 16 x 16 px.
+    """Embed rasters with the encoder of TerraMind, Prithvi or Clay: one vector for each patch of 16 x 16 px.
+
+    Patches of Prithvi 600M are of 14 px, Clay's of 8 px. Both families take Sentinel-2 alone, of one date: the bands that they were
+    trained on are found by name, or by position where the raster holds just these or all twelve.
 
     Writes `{stem}_embed.tif` (or .zarr, .parquet), one band a dimension, and prints its path; for several layers
     `{stem}_embed_layer5.tif` and so on. Of several inputs the first one gives the stem. Sampling options and the seed matter
@@ -45,6 +48,8 @@ def embed(
     Example: tmtool embed Santiago.tif --normalize l2 --dtype int8
 
     Example: tmtool embed --in S2L2A=s2.tif --in S1RTC=s1.tif --in DEM=dem.tif --format geoparquet
+
+    Example: tmtool embed Santiago.tif --model prithvi-eo-v2-300-tl --coords
     """
     with command(log):
         from tmtool.batch import bands_of

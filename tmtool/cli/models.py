@@ -21,8 +21,16 @@ app = typer.Typer(
     add_completion=False,
 )
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="base, large, small, tiny or demo.")]
-For = Annotated[str, typer.Option("--for", metavar="TASK", help="generate, tokenize, reconstruct or embed.")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="base, large, small, tiny, demo or another that `tmtool models list` shows."),
+]
+For = Annotated[
+    str,
+    typer.Option(
+        "--for", metavar="TASK", help="generate, tokenize, reconstruct or embed; Prithvi and Clay only embed."
+    ),
+]
 Inputs = Annotated[
     str, typer.Option("--in", metavar="MOD,...", help="Its inputs; LULC and NDVI need their tokenizers.")
 ]
@@ -51,6 +59,8 @@ def list_(json_: o.Json = False) -> None:
         from tmtool.models.weights import find_locally
 
         rows: list[dict[str, Any]] = []
+        from tmtool.tasks import TASKS
+
         for name, entry in MODELS.items():
             outputs = (*entry.outputs, *entry.sequences)
             files = entry.files(ModelSpec(name, Generation(outputs), entry.inputs))
@@ -59,7 +69,9 @@ def list_(json_: o.Json = False) -> None:
                 {
                     "model": name,
                     "title": entry.title,
+                    "tasks": [task.name for task in TASKS.values() if task.can_be_done_by(entry)],
                     "inputs": list(entry.inputs),
+                    "bands": {modality: list(bands) for modality, bands in entry.bands.items()},
                     "outputs": list(outputs),
                     "licence": entry.licence,
                     "files": [_file_facts(file, str(path) if path else None) for file, path in places.items()],
@@ -77,8 +89,11 @@ def _file_facts(file: "WeightFile", path: str | None) -> dict[str, Any]:
 
 def _text(row: dict[str, Any]) -> str:
     lines = [f"{row['model']:<6} {row['title']} ({row['licence']})"]
-    lines.append(f"       inputs {' '.join(row['inputs'])}")
-    lines.append(f"       outputs {' '.join(row['outputs'])}")
+    lines.append(f"       for {', '.join(row['tasks'])}")
+    bands = {modality: f" ({' '.join(names)})" for modality, names in row["bands"].items()}
+    lines.append(f"       inputs {' '.join(modality + bands.get(modality, '') for modality in row['inputs'])}")
+    if row["outputs"]:
+        lines.append(f"       outputs {' '.join(row['outputs'])}")
     for file in row["files"]:
         where = file["path"] or "not here yet"
         about = "" if file["path"] else "~"
@@ -171,10 +186,13 @@ def _spec(model: str, task: str, in_: str, out: str, coords: bool) -> "ModelSpec
     if task not in TASKS:
         raise UsageError(f"--for {task}: choose from {', '.join(TASKS)}.")
     entry, chosen = models.find(model), TASKS[task]
+    if not chosen.can_be_done_by(entry):
+        able = " or ".join(name for name, other in TASKS.items() if other.can_be_done_by(entry))
+        raise UsageError(f"--for {task}: {entry.title} cannot {task}. Choose --for {able}.")
     inputs = tuple(find(name, output=chosen.one_input).name for name in o.split(in_))
     asked = chosen.for_files(tuple(output_named(name) for name in o.split(out)), coords)
     request = asked.request(inputs)
     for names, choices in ((inputs, asked.offered(entry)), (request.outputs, (*entry.outputs, *entry.sequences))):
         if unknown := set(names) - set(choices):
             raise UsageError(f"{model} does not have {', '.join(sorted(unknown))}; it has {', '.join(choices)}.")
-    return models.ModelSpec(model, request, inputs)
+    return models.ModelSpec(model, request, inputs, bands=asked.bands_of(entry))

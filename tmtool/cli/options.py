@@ -150,6 +150,18 @@ Model = Annotated[
         "package that takes S2L2A, S1GRD, S1RTC or DEM and makes S2L2A, S1GRD, S1RTC, LULC or NDVI.",
     ),
 ]
+EncoderModel = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        rich_help_panel=_MODEL,
+        envvar="TMTOOL_MODEL",
+        help="TerraMind's size: base, large, small or tiny; v01-base; demo, a small model in the package; or an encoder of "
+        "Sentinel-2 alone: prithvi-eo-v1-100, prithvi-eo-v2-300 (also tiny-tl, 100-tl, 300-tl, 600, 600-tl), clay-v1 or "
+        "clay-v1.5. `tmtool models list` says what each takes.",
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(
@@ -286,6 +298,17 @@ Crop = Annotated[
         help="Side of a tile, a multiple of the model's patch (16).",
     ),
 ]
+PatchCrop = Annotated[
+    int | None,
+    typer.Option(
+        "--crop",
+        metavar="PX",
+        show_default=f"{Tiling.crop}; Prithvi 224",
+        rich_help_panel=_TILES,
+        envvar="TMTOOL_CROP",
+        help="Side of a tile, a multiple of the model's patch (16; of Prithvi 600M 14, of Clay 8).",
+    ),
+]
 Stride = Annotated[
     int | None,
     typer.Option(
@@ -313,10 +336,10 @@ PatchDelta = Annotated[
     typer.Option(
         "--delta",
         metavar="PX",
-        show_default="8",
+        show_default="one patch",
         rich_help_panel=_TILES,
         envvar="TMTOOL_PATCH_DELTA",
-        help="Margin of each tile that is discarded, a multiple of 16 so that patches stay on one grid.",
+        help="Margin of each tile that is discarded, a multiple of the patch so that patches stay on one grid.",
     ),
 ]
 PatchStride = Annotated[
@@ -324,10 +347,10 @@ PatchStride = Annotated[
     typer.Option(
         "--stride",
         metavar="PX",
-        show_default="192",
+        show_default="192; Prithvi 600M 196, Clay 240",
         rich_help_panel=_TILES,
         envvar="TMTOOL_STRIDE",
-        help="Distance between tiles, a multiple of 16, at most crop - 2*delta.",
+        help="Distance between tiles, a multiple of the patch, at most crop - 2*delta.",
     ),
 ]
 Layer = Annotated[
@@ -336,7 +359,7 @@ Layer = Annotated[
         "--layer",
         metavar="N,...",
         rich_help_panel=_EMBEDDING,
-        help="Layers of the encoder, one product each: 0 to 11 (large: 0 to 23), or -1, -2, ... from the end. The last one "
+        help="Layers of the encoder, one product each: from 0 (base: to 11, large: to 23), or -1, -2, ... from the end. The last one "
         "comes after the encoder's final norm.",
     ),
 ]
@@ -371,7 +394,9 @@ Tim = Annotated[
 Coords = Annotated[
     bool,
     typer.Option(
-        "--coords", rich_help_panel=_EMBEDDING, help="Tell the model each tile's longitude and latitude; needs a CRS."
+        "--coords",
+        rich_help_panel=_EMBEDDING,
+        help="Tell the model each tile's longitude and latitude; needs a CRS. Not for demo and Prithvi without -tl.",
     ),
 ]
 CheckpointFile = Annotated[
@@ -550,6 +575,13 @@ class TokenModelOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
+class EncoderModelOptions(ModelOptions):
+    """The same, where any model that embeds can run."""
+
+    model: EncoderModel = RunSettings.model
+
+
+@dataclass(frozen=True)
 class DrawingOptions:
     """How tokens are drawn."""
 
@@ -580,7 +612,7 @@ class TileOptions:
 class PatchTileOptions:
     """The tiles of products on the patch grid."""
 
-    crop: Crop = None
+    crop: PatchCrop = None
     stride: PatchStride = None
     delta: PatchDelta = None
 
@@ -634,14 +666,14 @@ def job_of(
     from tmtool import models
     from tmtool.scene.job import Job
 
-    patch, on_grid = models.find(model.model).patch, task.on_patch_grid
+    entry, asked = models.find(model.model), {"crop": tiles.crop, "stride": tiles.stride, "delta": tiles.delta}
     return Job(
         task,
         model=model.model,
         weights=model.weights,
         offline=model.offline,
         s2_offset=listing.s2_offset,
-        tiling=Tiling.fitting(patch, on_patch_grid=on_grid, crop=tiles.crop, stride=tiles.stride, delta=tiles.delta),
+        tiling=Tiling.fitting(entry.patch, on_patch_grid=task.on_patch_grid, own=entry.tiling, **asked),
         seed=seed,
         batch_size=batch_size(model.batch_size),
         max_memory=size(model.max_memory),

@@ -105,6 +105,10 @@ class ModelEntry:
     """The most dates of one modality that it takes at once."""
     coords: bool = False
     """Whether it takes coordinates."""
+    pixel_m: float = 10.0
+    """Side of a pixel in the data that it was trained on, in metres."""
+    tunable: bool = True
+    """Whether a fine-tuned checkpoint's weights can take the place of its own."""
     notice: str = ""
     """What a user has to be told on every run, and what provenance says."""
     absent: Mapping[str, str] = field(default_factory=dict)

@@ -33,6 +33,8 @@ def build(spec: ModelSpec) -> TileModel:
 
 
 def load_families() -> None:
-    """Import every file in `families/`, in the order of their names."""
-    for module in pkgutil.iter_modules(families.__path__):
+    """Import every file in `families/`: TerraMind's first, then the others in the order of their names."""
+    for module in sorted(
+        pkgutil.iter_modules(families.__path__), key=lambda found: (not found.name.startswith("terramind"), found.name)
+    ):
         import_module(f"{families.__name__}.{module.name}")

@@ -133,9 +133,12 @@ def _in_folder(file: WeightFile, folder: Path) -> Path | None:
     places = [folder, folder / name, folder / organisation / name]
     places += sorted((folder / f"models--{organisation}--{name}" / "snapshots").glob("*"))
     for place in places:
-        for suffix in _SUFFIXES if Path(file.filename).suffix in _SUFFIXES else (Path(file.filename).suffix,):
-            if (path := place / Path(file.filename).with_suffix(suffix)).is_file():
-                return path
+        for within in dict.fromkeys(
+            [Path(file.filename), Path(Path(file.filename).name)]
+        ):  # some have a folder in them
+            for suffix in _SUFFIXES if within.suffix in _SUFFIXES else (within.suffix,):
+                if (path := place / within.with_suffix(suffix)).is_file():
+                    return path
     return None
 
 

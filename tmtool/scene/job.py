@@ -54,7 +54,7 @@ class Job:
 
     def check(self) -> list[str]:
         """Raise `UsageError` for options that cannot work together; return notes."""
-        if not issubclass(type(self.task.request(())), self.entry.requests):
+        if not self.task.can_be_done_by(self.entry):
             raise UsageError(f"--model {self.model}: {self.entry.title} cannot {self.task.name}.")
         self.task.check(self.model, self.entry)
         if self.task.checkpoint and self.weights == models.RANDOM:
@@ -71,7 +71,7 @@ class Job:
             inputs=inputs,
             seed=self.seed,
             compute=compute or Compute(),
-            bands={m: bands for m, bands in self.task.bands.items() if m in inputs},
+            bands={m: bands for m, bands in self.task.bands_of(self.entry).items() if m in inputs},
         )
 
     def doing(self, task: Task) -> "Job":

@@ -42,7 +42,7 @@ def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -
 def notice_of(job: Job) -> str:
     """Return what users of a job's products have to know, or nothing."""
     if job.weights == models.RANDOM:
-        return "RANDOM WEIGHTS: the products mean nothing. They show that the pipeline works, not what TerraMind does."
+        return "RANDOM WEIGHTS: the products mean nothing. They show that the pipeline works, not what the model does."
     return job.entry.notice
 
 

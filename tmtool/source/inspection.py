@@ -1,6 +1,6 @@
 """What a raster is, and whether it can be used: from its metadata and a few small windows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,8 @@ from tmtool.source.opening import Description, Source, described
 from tmtool.source.sample import sampled
 from tmtool.source.values import Moments, far_off, measured, refuse_dtype, refuse_values
 
-_EXPECTED_PIXEL_M = (8.0, 12.0)
+_NEAR_PIXEL = (0.8, 1.2)
+"""Sizes of pixels that are near enough, as shares of the one that a model was trained on."""
 
 _NO_INPUT = {
     "tokenize": "tokens that tmtool tokenize made; tmtool reconstruct takes it",
@@ -29,17 +30,20 @@ def inspect(
     modality: Modality | None = None,
     s2_offset: float | None = None,
     trained_on: Callable[[Modality], Moments] | None = None,
+    used: Mapping[str, Modality] | None = None,
+    pixel_m: float = 10.0,
 ) -> Source:
     """Look at a raster, a path or an `xarray.DataArray`, taking it for `modality` or finding out what it is.
 
-    Reads metadata and a few small windows, whose values are held against what the model was `trained_on`.
+    Reads metadata and a few small windows, whose values are held against what the model was `trained_on`: pixels of
+    `pixel_m`. `used` has the modalities, by name, of which only some bands are used, with just these.
     Raises `InputError` for whatever would make a run fail or mean nothing.
     """
     found = described(raster) if isinstance(raster, str) else described_array(raster)
     made = found.made.task if found.made else ""
     if made in _NO_INPUT:
         raise InputError(f"{found.path}: holds {_NO_INPUT[made]}.")
-    modality, modality_why, bands = _identify(found, modality)
+    modality, modality_why, bands = _identify(found, modality, used or {})
     offset, offset_why = _offset(found, modality, s2_offset)
     dtype = found.dtypes[bands[0] - 1]
     if np.dtype(dtype).kind == "c":
@@ -60,7 +64,7 @@ def inspect(
         block=found.blocks[bands[0] - 1],
         offset=offset,
         offset_why=offset_why,
-        warnings=tuple(_pixel_size_warnings(found.grid)),
+        warnings=tuple(_pixel_size_warnings(found.grid, pixel_m)),
         array=found.array,
         alpha=next((i for i, alpha in enumerate(found.alpha, 1) if alpha and i not in bands), None),
     )
@@ -79,17 +83,22 @@ def _with_values(source: Source, trained_on: Callable[[Modality], Moments] | Non
     return replace(source, values=values, warnings=(*source.warnings, *far_off(values)))
 
 
-def _identify(found: Description, asked: Modality | None) -> tuple[Modality, str, tuple[int, ...]]:
+def _identify(
+    found: Description, asked: Modality | None, used: Mapping[str, Modality]
+) -> tuple[Modality, str, tuple[int, ...]]:
     """Return the modality, why it is that, and the numbers of its bands in its own order."""
     path = found.path
     data = _data_bands(found)
     named = {_band_name(name): i for i in data if (name := found.names[i - 1])}
     if asked is None:
-        modality, why = _guess(found, len(data), set(named))
+        modality, why = _guess(found, len(data), set(named), used.values())
+        modality = used.get(modality.name, modality)
     else:
         modality, why = asked, "--in"
     whole = MODALITIES.get(modality.name, modality)
-    if len(modality.bands) < len(whole.bands) == len(data) and not named:  # a whole stack, of which some are used
+    if len(modality.bands) < len(whole.bands) == len(data) and not set(named) & set(
+        whole.bands
+    ):  # some of a whole stack
         return modality, why, tuple(data[whole.bands.index(band)] for band in modality.bands)
     if set(modality.bands) <= set(named):
         if asked is None and "band names" not in why and "provenance" not in why:
@@ -138,13 +147,18 @@ def _band_name(description: str) -> str:
     return f"B0{name[1]}" if len(name) == 2 and name[0] == "B" and name[1].isdigit() else name
 
 
-def _guess(found: Description, count: int, names: set[str]) -> tuple[Modality, str]:
+def _guess(found: Description, count: int, names: set[str], used: Collection[Modality]) -> tuple[Modality, str]:
     path = found.path
     if found.made and found.made.modality in MODALITIES:
         return MODALITIES[found.made.modality], "its tmtool provenance"
     for modality in (MODALITIES["S2L1C"], MODALITIES["S2L2A"]):  # L1C first: its bands include L2A's
         if set(modality.bands) <= names:
             return modality, "its band names"
+    for modality in used:
+        if set(modality.bands) <= names:
+            return modality, "its band names"
+        if len(modality.bands) == count:
+            return modality, f"its {_bands(count)}"
     by_count = {12: "S2L2A", 13: "S2L1C"}
     if count in by_count:
         return MODALITIES[by_count[count]], f"its {count} bands"
@@ -157,8 +171,9 @@ def _guess(found: Description, count: int, names: set[str]) -> tuple[Modality, s
         )
     if count in (1, 2):
         raise InputError(f"{path}: has {_bands(count)}, which does not say what it is. {_fitting(count)}")
+    some = "".join(f"{len(m.bands)}: {' '.join(m.bands)} of {m.name}, " for m in used)
     raise InputError(
-        f"{path}: has {_bands(count)}, which fits no modality (12: S2L2A, 13: S2L1C, 3: RGB, 2: S1GRD or S1RTC)."
+        f"{path}: has {_bands(count)}, which fits no modality ({some}12: S2L2A, 13: S2L1C, 3: RGB, 2: S1GRD or S1RTC)."
     )
 
 
@@ -205,10 +220,11 @@ def _nodata(found: Description, modality: Modality, bands: Sequence[int]) -> tup
     return None, "none declared"
 
 
-def _pixel_size_warnings(grid: Grid) -> Iterator[str]:
+def _pixel_size_warnings(grid: Grid, trained: float) -> Iterator[str]:
     size = pixel_size_m(grid)
-    low, high = _EXPECTED_PIXEL_M
-    if size is not None and not low <= size <= high:
-        yield f"pixels are {size:.3g} m, TerraMind was trained at 10 m: resample first (gdalwarp -tr 10 10) for results that mean something"
+    low, high = _NEAR_PIXEL
+    if size is not None and not low * trained <= size <= high * trained:
+        how = f"resample first (gdalwarp -tr {trained:g} {trained:g}) for results that mean something"
+        yield f"pixels are {size:.3g} m, the model was trained at {trained:g} m: {how}"
     if grid.crs is None:
         yield "has no georeferencing; neither will its products"

@@ -25,6 +25,8 @@ class Task(ABC):
     name: ClassVar[str]
     on_patch_grid: ClassVar[bool] = True
     one_input: ClassVar[bool] = False
+    asks: ClassVar[type[Request]]
+    """The kind of its requests."""
     formats: ClassVar[tuple[str, ...]] = ("cog",)
     """Names of the file formats that its products can have; the first is the default."""
 
@@ -32,6 +34,11 @@ class Task(ABC):
     def for_files(cls, outputs: tuple[str, ...], coords: bool) -> "Task":
         """Return the task as far as it decides which weight files are used."""
         return cls()
+
+    @classmethod
+    def can_be_done_by(cls, entry: ModelEntry) -> bool:
+        """Return whether a model does this kind of work."""
+        return issubclass(cls.asks, entry.requests)
 
     @property
     def wants_places(self) -> bool:
@@ -42,6 +49,10 @@ class Task(ABC):
     def bands(self) -> Mapping[str, tuple[str, ...]]:
         """Bands of modalities that are not used whole."""
         return {}
+
+    def bands_of(self, entry: ModelEntry) -> dict[str, tuple[str, ...]]:
+        """Return the bands of modalities that are not used whole with a model: the task's, else those that it takes."""
+        return {**entry.bands, **self.bands}
 
     @property
     def checkpoint(self) -> Path | None:
@@ -70,7 +81,12 @@ class Task(ABC):
 
     def look_at(self, raster: Any, modality: Modality | None, s2_offset: float | None, entry: ModelEntry) -> Source:
         """Look at one input: a path, or what xarray has of it. Raises `InputError`."""
-        return inspect(raster, modality, s2_offset, entry.moments if entry.statistics else None)
+        named = self.bands_of(entry).items()
+        used = {name: entry.modalities[name].subset(bands) for name, bands in named if name in entry.modalities}
+        if modality is not None and modality.name in entry.bands:
+            modality = used[modality.name]
+        trained_on = entry.moments if entry.statistics else None
+        return inspect(raster, modality, s2_offset, trained_on, used, entry.pixel_m)
 
     def by_input(self, found: Sequence[Source]) -> dict[str, Source]:
         """Return a scene's sources by the names that the model has for its inputs. Raises `InputError`."""
@@ -78,7 +94,10 @@ class Task(ABC):
         for source in found:
             name = source.modality.name
             if name in sources:
-                raise InputError(f"{source.path}: is {name}, as {sources[name].path} is already.")
+                raise InputError(
+                    f"{source.path}: is {name}, as {sources[name].path} is already; {self.name} takes one raster of each "
+                    "modality, of one date."
+                )
             sources[name] = source
         return sources
 
@@ -128,7 +147,8 @@ def check_outputs(outputs: Sequence[str], option: str, model: str, entry: ModelE
         if output not in entry.outputs:
             why = f" ({entry.absent[output]})" if output in entry.absent else ""
             raise UsageError(
-                f"{option}: --model {model} cannot make {output}{why}; it makes {', '.join(entry.outputs)}."
+                f"{option}: --model {model} cannot make {output}{why}; it makes "
+                f"{', '.join(entry.outputs) or 'nothing but embeddings'}."
             )
     if len(set(outputs)) < len(outputs):
         raise UsageError(f"{option} names the same modality twice: {','.join(outputs)}.")

@@ -15,7 +15,7 @@ from tmtool.files.geoparquet import GEOPARQUET
 from tmtool.files.writer import Format, Layout
 from tmtool.files.zarr import ZARR
 from tmtool.grid import Grid, OutputSpec, Strip
-from tmtool.models import Embedding, EmbeddingOutput, ModelEntry, ModelSpec, Sampling
+from tmtool.models import Embedding, EmbeddingOutput, ModelEntry, ModelSpec, Request, Sampling
 from tmtool.products.product import Product, check_finite
 from tmtool.settings import Merge, Vectors
 from tmtool.source import Source
@@ -32,6 +32,7 @@ class Embed(Task):
     """
 
     name: ClassVar[str] = "embed"
+    asks: ClassVar[type[Request]] = Embedding
     formats: ClassVar[tuple[str, ...]] = tuple(_FORMATS)
 
     layers: tuple[int, ...] = (-1,)
@@ -80,6 +81,12 @@ class Embed(Task):
             raise UsageError("--tim and --merge dict: the imagined modality would not show; use mean, max or concat.")
         if self.coords and not entry.coords:
             raise UsageError(f"--coords: --model {model} takes no coordinates.")
+        for modality, bands in self.used.items():
+            if bands != entry.bands.get(modality, bands):
+                takes = f"takes the bands {' '.join(entry.bands[modality])} of {modality}, all of them"
+                raise UsageError(f"--bands {modality}={','.join(bands)}: --model {model} {takes}; leave out --bands.")
+        if self.tuned is not None and not entry.tunable:
+            raise UsageError(f"--checkpoint: --model {model} takes none; fine-tuned backbones are TerraMind's.")
         if self.tuned is not None and not self.tuned.is_file():
             raise UsageError(f"--checkpoint {self.tuned}: no such file.")
         self.sampling.check()

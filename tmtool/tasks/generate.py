@@ -24,6 +24,7 @@ class Generate(Task):
     """
 
     name: ClassVar[str] = "generate"
+    asks: ClassVar[type[Request]] = Generation
     on_patch_grid: ClassVar[bool] = False
 
     outputs: tuple[str, ...] = ()

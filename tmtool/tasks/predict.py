@@ -44,6 +44,7 @@ class Predict(Task):
     """
 
     name: ClassVar[str] = "predict"
+    asks: ClassVar[type[Request]] = Prediction
     on_patch_grid: ClassVar[bool] = False
 
     config: TaskConfig
@@ -51,6 +52,13 @@ class Predict(Task):
     tuned: Path | None = None
     probabilities: bool = False
     dtype: ProbabilityType = "float32"
+
+    @classmethod
+    def for_files(cls, outputs: tuple[str, ...], coords: bool) -> "Task":
+        """Raise `UsageError`: its one file is the user's own."""
+        raise UsageError(
+            "--for predict: its weights are your own, the --checkpoint of `tmtool predict`; nothing is fetched."
+        )
 
     @property
     def checkpoint(self) -> Path | None:

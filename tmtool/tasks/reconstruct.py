@@ -25,6 +25,7 @@ class Reconstruct(Task):
     """Decode tokens, which are made on the way where the input is a raster of pixels."""
 
     name: ClassVar[str] = "reconstruct"
+    asks: ClassVar[type[Request]] = Decoding
     one_input: ClassVar[bool] = True
 
     sampling: Sampling = field(default_factory=Sampling)

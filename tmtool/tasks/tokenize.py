@@ -23,6 +23,7 @@ class Tokenize(Task):
     """Turn a raster into tokens."""
 
     name: ClassVar[str] = "tokenize"
+    asks: ClassVar[type[Request]] = Encoding
     one_input: ClassVar[bool] = True
 
     def precision(self, asked: str) -> str:

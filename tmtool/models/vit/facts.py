@@ -44,6 +44,8 @@ class Facts:
     """Central wavelengths of the bands in micrometres, for a model that makes its patch embedding of them."""
     gsd: float = 0.0
     """Side of a pixel in metres, for a model that is told it."""
+    pixel_m: float = 10.0
+    """Side of a pixel in the pretraining data, in metres."""
     licence: str = "Apache-2.0"
 
     def check(self, size: int, bands: Sequence[str], dates: int = 1) -> None:
@@ -87,6 +89,8 @@ class VitEntry(ModelEntry):
             depth=facts.depth,
             dates=facts.dates,
             coords=facts.place,
+            pixel_m=facts.pixel_m,
+            tunable=False,
             tiling=facts.tiling,
             bands={"S2L2A": facts.bands},
             licence=facts.licence,

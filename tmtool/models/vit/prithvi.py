@@ -49,6 +49,7 @@ def _facts(name: str, size: str, shape: tuple[int, int, int], parameters_m: floa
         std=std,
         parameters_m=parameters_m,
         dates=3 if version == "1" else 4,
+        pixel_m=30.0,
         time=tl,
         place=tl,
     )
