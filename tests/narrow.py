@@ -127,12 +127,20 @@ def randomised(module: Any) -> dict[str, torch.Tensor]:
 
 
 def talkative(core: Any) -> dict[str, torch.Tensor]:
-    """Lively weights of an encoder-decoder, whose sequences are of words that the small vocabularies have."""
+    """Lively weights of an encoder-decoder, whose sequences are of words that the small vocabularies have.
+
+    A word resembles the code of a position, where it is likely then: latitudes come first, longitudes next.
+    """
     state = randomised(core)
-    for name, words in (("coords", len(PLACES)), ("caption", len(WORDS))):
-        if (key := f"decoder_embeddings.{name}.token_emb.weight") in state:
-            state[key][words:] = 0
-            state[f"decoder_embeddings.{name}.to_logits.weight"] = state[key]
+    for name, words in (("coords", PLACES), ("caption", WORDS)):
+        if (key := f"decoder_embeddings.{name}.token_emb.weight") not in state:
+            continue
+        code = state[f"decoder_embeddings.{name}.pos_emb"][0]
+        turns = {"lat=": code[0] - code[1], "lon=": code[1] - code[0]}
+        likely = torch.stack([turns.get(word[:4], code[9 * i % len(code)] - code[0]) for i, word in enumerate(words)])
+        state[key][len(words) :] = 0
+        state[key][: len(words)] = 0.02 * state[key][: len(words)] + 0.1 * likely
+        state[f"decoder_embeddings.{name}.to_logits.weight"] = state[key]
     return state
 
 

