@@ -153,7 +153,7 @@ def test_weights_that_would_be_fetched_are_told_and_not_fetched(dry: Any, hub: H
     for file in FILES:
         assert f"the run would fetch {file} (about {file.megabytes} MB) from the hub" in done.stderr
     assert done.stdout == f"{tmp_path / 'out' / 'scene_LULC.tif'}\n"
-    assert {method for method, *_ in hub.requests} == {"HEAD"}
+    assert {method for method, path, _ in hub.requests if "/resolve/" in path} == {"HEAD"}
     assert everything(tmp_path) == before
 
 
@@ -183,6 +183,14 @@ def test_a_scheduler_that_does_not_answer(
     assert result.exit_code == 2
     assert f"--cluster {address}: no scheduler with a worker answers there" in result.stderr
     assert everything(tmp_path) == ["scene.tif"]
+
+
+def test_a_file_that_is_no_scheduler_file(tmtool: Any, scene: Path) -> None:
+    args = ("generate", scene, "--out", "LULC", "--model", "demo", "--cluster", Path(__file__))
+    dry, run = tmtool(*args, "--dry-run"), tmtool(*args)
+    assert dry.exit_code == run.exit_code == 2
+    assert "is no scheduler file" in dry.stderr
+    assert said(dry) == said(run)
 
 
 def test_a_scheduler_with_and_without_a_worker(

@@ -1,5 +1,7 @@
 """Scenes on a Dask cluster: their blocks go out to workers, the products come back in order and are written here."""
 
+import asyncio
+import json
 import logging
 import os
 import socket
@@ -53,7 +55,9 @@ def connect(address: str) -> Iterator[Any]:
     with ExitStack() as stack:
         where = _target(address, stack)
         try:
-            client = stack.enter_context(distributed.Client(timeout=_CONNECT_S, set_as_default=False, **where))
+            if isinstance(where, str):
+                asyncio.run(_shake_hands(where))
+            client = stack.enter_context(distributed.Client(where, timeout=_CONNECT_S, set_as_default=False))
             client.wait_for_workers(1, timeout=_FIRST_WORKER_S)
         except (OSError, TimeoutError, ValueError) as error:
             raise UsageError(
@@ -82,15 +86,31 @@ def _is_local(address: str) -> bool:
     return address == "local-cuda" or address.startswith("local:")
 
 
-def _target(address: str, stack: ExitStack) -> dict[str, Any]:
-    """Return how to reach a cluster; one of this machine is started, and ended with the stack."""
+async def _shake_hands(address: str) -> None:
+    """Say hello to a scheduler, and wait for its answer no longer than to connect: `distributed.Client` waits for ever.
+
+    Raises `OSError` and `TimeoutError`.
+    """
+    options = _distributed().Security().get_connection_args("client")
+    connecting = import_module("distributed.comm").connect(address, timeout=_CONNECT_S, **options)
+    connection = await asyncio.wait_for(connecting, _CONNECT_S)
+    await connection.close()
+
+
+def _target(address: str, stack: ExitStack) -> Any:
+    """Return a cluster that is started here and ended with the stack, or the address of a scheduler elsewhere."""
     check_address(address)
     kind, _, rest = address.partition(":")
     if address == "local-cuda":
-        return {"address": stack.enter_context(_local_cuda())}
+        return stack.enter_context(_local_cuda())
     if kind == "local":
-        return {"address": stack.enter_context(_local([{}] * int(rest)))}
-    return {"scheduler_file": address} if Path(address).is_file() else {"address": address}
+        return stack.enter_context(_local([{}] * int(rest)))
+    if not Path(address).is_file():
+        return address
+    try:
+        return str(json.loads(Path(address).read_text())["address"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--cluster {address}: is no scheduler file, which is JSON with an address.") from error
 
 
 def _local(environments: Sequence[Mapping[str, str]]) -> Any:
