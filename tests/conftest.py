@@ -78,6 +78,7 @@ def identity() -> Any:
 @pytest.fixture
 def tmtool() -> Any:
     """Run the command in this process; returns typer's result (exit_code, stdout, stderr)."""
+    import typer
     from typer.testing import CliRunner
 
     from tmtool.cli import app
@@ -87,7 +88,7 @@ def tmtool() -> Any:
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         ended = result.exception and result.exception.__context__
-        if ended and ended.__cause__:  # an error that nobody foresaw, which the command has turned into one line
+        if isinstance(ended, typer.Exit) and ended.__cause__:  # an error that nobody foresaw, which the command has turned into one line
             raise ended.__cause__
         return result
 
