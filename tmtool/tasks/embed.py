@@ -32,7 +32,11 @@ class Embed(Task):
     """
 
     name: ClassVar[str] = "embed"
-    formats: ClassVar[tuple[str, ...]] = tuple(_FORMATS)
+
+    @classmethod
+    def suffixes(cls) -> str:
+        """Return a regular expression of its products' suffixes."""
+        return "embed.*"
 
     layers: tuple[int, ...] = (-1,)
     merge: Merge = "mean"

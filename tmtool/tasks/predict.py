@@ -46,6 +46,11 @@ class Predict(Task):
     name: ClassVar[str] = "predict"
     on_patch_grid: ClassVar[bool] = False
 
+    @classmethod
+    def suffixes(cls) -> str:
+        """Return a regular expression of its products' suffixes."""
+        return "pred|prob"
+
     config: TaskConfig
     digest: str
     tuned: Path | None = None
