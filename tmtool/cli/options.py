@@ -424,6 +424,17 @@ FileFormat = Annotated[
     settings.FileFormat,
     typer.Option("--format", rich_help_panel=_EMBEDDING, help="File format of the product."),
 ]
+GenerateFormat = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        rich_help_panel=IO,
+        show_default="cog, and geojson of coords and caption",
+        help="File format: cog of rasters, geojson or geoparquet of coords and caption. A product that it does not fit keeps "
+        "its default.",
+    ),
+]
 Pool = Annotated[
     settings.Pool,
     typer.Option(
