@@ -21,8 +21,8 @@ import torch
 
 from tmtool.batch.cluster import (
     Cluster,
+    ClusterBlocks,
     ClusterRunner,
-    ClusterScene,
     Facts,
     _side_by_side,
     _Unfit,
@@ -31,8 +31,8 @@ from tmtool.batch.cluster import (
     connect,
 )
 from tmtool.errors import ClusterError, ProductError, UsageError
+from tmtool.scene.blocks import ComputedBlock
 from tmtool.scene.job import Job, Scene, prepare
-from tmtool.scene.pipeline import Computed
 from tmtool.scene.progress import SilentReporter
 from tmtool.tasks import TASKS, Generate
 from tmtool.tiles.plan import TilePlan, Tiling
@@ -330,16 +330,16 @@ class Client:
         return {"tcp://one": 1}
 
 
-def scene_on(client: Client, make_raster: Any, tmp_path: Path) -> ClusterScene:
+def scene_on(client: Client, make_raster: Any, tmp_path: Path) -> ClusterBlocks:
     job = Job(Generate(("LULC",)), model="demo")
     prepared = prepare(job, Scene(((None, str(make_raster(smooth(3000, 60)))),), "scene", tmp_path))
-    scene = ClusterScene(Cluster(client, job), prepared, job.spec(("S2L2A",)), 1, SilentReporter())
+    scene = ClusterBlocks(Cluster(client, job), prepared, job.spec(("S2L2A",)), 1, SilentReporter())
     scene.begin([range(60)], 0, 0)
     return scene
 
 
 def test_a_late_worker_that_differs_is_left_out(make_raster: Any, tmp_path: Path, caplog: Any) -> None:
-    good = Computed((), True, 7, 2, 0.5, 1)
+    good = ComputedBlock((), True, 7, 2, 0.5, 1)
     client = Client(_Unfit("tcp://late", "torch 1 instead of 2"), good, good)
     scene = scene_on(client, make_raster, tmp_path)
     assert list(scene.blocks(range(3000), range(60))) == []
@@ -371,7 +371,7 @@ def test_idle_workers_are_shared_out_among_scenes(make_raster: Any, tmp_path: Pa
     for count, total in ((1, 3), (2, 4), (3, 3), (5, 5)):
         runner.announce(scenes[:count])
         assert cluster.total == total
-        scene = ClusterScene(cluster, scenes[0], job.spec(("S2L2A",)), 1, SilentReporter())
+        scene = ClusterBlocks(cluster, scenes[0], job.spec(("S2L2A",)), 1, SilentReporter())
         assert len(scene.row_blocks) * count == total
 
 

@@ -24,7 +24,7 @@ import tmtool.files.zarr
 from tests.conftest import TRANSFORM
 from tmtool.errors import DiskError, ProductError
 from tmtool.files.geoparquet import GEOPARQUET
-from tmtool.files.writer import Format, Layout, Work, Writer
+from tmtool.files.writer import Format, Layout, ProductWriter, Work
 from tmtool.files.zarr import ZARR
 from tmtool.grid import Grid
 
@@ -54,7 +54,7 @@ def embeddings(layout: Layout, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write(path: Path, grid: Grid, layout: Layout, format: Format, values: np.ndarray, valid: np.ndarray) -> Path:
-    writer = Writer(path, grid, layout, format)
+    writer = ProductWriter(path, grid, layout, format)
     writer.create()
     try:
         for row in range(0, grid.shape[0], 7):
@@ -373,7 +373,7 @@ def test_memory_does_not_grow_with_height(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(module, name, 1 << 20)
     grid = Grid(UTM.crs, UTM.transform, (20_000, 8))
     layout = Layout(tuple(map(str, range(64))), "float32", float("nan"))
-    writer = Writer(tmp_path / f"e{format.ending}", grid, layout, format)
+    writer = ProductWriter(tmp_path / f"e{format.ending}", grid, layout, format)
     writer.create()
     strip = np.random.default_rng(1).normal(size=(64, 500, 8)).astype(np.float32)
     for row in range(0, 20_000, 500):

@@ -19,8 +19,8 @@ from tmtool.errors import WeightsError
 from tmtool.models import Embedding
 from tmtool.models.headers import check_header
 from tmtool.models.weights import core_file, read_state, tokenizer_file
+from tmtool.scene.blocks import Models
 from tmtool.scene.job import Job
-from tmtool.scene.pipeline import Models
 
 RAN: list[str] = []
 

@@ -444,12 +444,12 @@ def test_a_model_that_fails_leaves_nothing(tmtool: Any, make_raster: Any, identi
 def test_a_writer_that_fails_leaves_nothing(
     tmtool: Any, make_raster: Any, identity: str, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tmtool.files.writer import Writer
+    from tmtool.files.writer import ProductWriter
 
-    def full(self: Writer, *args: Any) -> None:
+    def full(self: ProductWriter, *args: Any) -> None:
         raise self._disk_error(OSError(28, "No space left on device"))
 
-    monkeypatch.setattr(Writer, "write", full)
+    monkeypatch.setattr(ProductWriter, "write", full)
     args = ("generate", make_raster(scene_with_holes()), "--out", "S1GRD", "--model", identity, "-o", out)
     result = tmtool(*args)
     assert result.exit_code == 1

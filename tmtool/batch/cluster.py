@@ -23,8 +23,8 @@ from tmtool.models import RANDOM, ModelSpec
 from tmtool.models.device import Compute, batch_size, cores, cuda_devices, kind_of
 from tmtool.models.memory import limit_bytes
 from tmtool.provenance import weights_text
+from tmtool.scene.blocks import BlockTask, ComputedBlock, Models, compute_block, models_of
 from tmtool.scene.job import Job, Prepared
-from tmtool.scene.pipeline import BlockTask, Computed, Models, compute, models_of
 from tmtool.scene.progress import Reporter
 from tmtool.scene.run import Runner, SceneBlocks
 from tmtool.tiles.engine import Block, Watch
@@ -237,14 +237,14 @@ class _Unfit(Exception):
     """A worker would compute something else. The arguments are its address and why."""
 
 
-def _on_worker(task: BlockTask, kinds: Sequence[tuple[str, ...]], expected: Facts) -> Computed:
+def _on_worker(task: BlockTask, kinds: Sequence[tuple[str, ...]], expected: Facts) -> ComputedBlock:
     """Compute a block on a worker, which may have come after the others were looked at."""
     address = _distributed().get_worker().address
     keep_freed_memory()
     if found := list(expected.differences(facts(task.job, kinds))):
         raise _Unfit(address, "; ".join(found))
     try:
-        return compute(task)
+        return compute_block(task)
     except TmtoolError as error:
         told = type(error)(f"{error} (on worker {address}, which must see inputs by the same paths)")
     raise told  # here, without what caused it: a cause that cannot be pickled would make another error of it
@@ -257,7 +257,7 @@ class Cluster:
         self.client, self.job, self.dry = client, _anywhere(job), dry
         self.kinds: list[tuple[str, ...]] = []
         self.expected: Facts | None = None
-        self.scenes: deque[ClusterScene] = deque()
+        self.scenes: deque[ClusterBlocks] = deque()
         self.begun = self.total = 0
         self.side_by_side = self.share = 1  # workers that compute at once: of all scenes, and of each
 
@@ -311,12 +311,12 @@ class Cluster:
     def _submit(self, task: BlockTask) -> tuple[BlockTask, Any]:
         return task, self.client.submit(_on_worker, task, self.kinds, self.expected, pure=False)
 
-    def take(self, scene: "ClusterScene") -> Computed:
+    def take(self, scene: "ClusterBlocks") -> ComputedBlock:
         """Wait for the first block of a scene that is not taken yet. Raises `TmtoolError`."""
         while True:
             task, future = scene.flying[0]
             try:
-                result: Computed = self._wait(future)
+                result: ComputedBlock = self._wait(future)
             except _Unfit as unfit:
                 address, why = unfit.args
                 _log.warning("worker %s is left out: it would compute something else: %s", address, why)
@@ -348,8 +348,8 @@ class Cluster:
                 raise ClusterError(f"The cluster was lost ({error!r}). The same command goes on from here.") from error
 
 
-class ClusterScene:
-    """A scene whose blocks workers compute: what `Pipeline` is for one that this process computes."""
+class ClusterBlocks:
+    """A scene whose blocks workers compute: what `LocalBlocks` is for one that this process computes."""
 
     def __init__(self, cluster: Cluster, prepared: Prepared, spec: ModelSpec, batch: int, reporter: Reporter) -> None:
         self._cluster, self._prepared, self._reporter = cluster, _seen_from_anywhere(prepared), reporter
@@ -453,7 +453,7 @@ class ClusterRunner(Runner):
         return not begun or self._cluster.has_room()
 
     def _pipeline(self, prepared: Prepared, spec: ModelSpec, batch: int, stack: ExitStack) -> SceneBlocks:
-        scene = ClusterScene(self._cluster, prepared, spec, batch, self.reporter)
+        scene = ClusterBlocks(self._cluster, prepared, spec, batch, self.reporter)
         stack.callback(scene.close)
         return scene
 

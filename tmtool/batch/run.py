@@ -16,7 +16,7 @@ from tmtool.batch.rates import Meter, times
 from tmtool.batch.words import duration, size_text
 from tmtool.scene.job import Job, Prepared, Scene, prepare
 from tmtool.scene.progress import Reporter
-from tmtool.scene.run import Runner, Running
+from tmtool.scene.run import Runner, SceneRun
 from tmtool.scene.status import Status, notice_of
 from tmtool.scene.writing import leftovers
 from tmtool.settings import Policy
@@ -87,7 +87,7 @@ class _Begun:
     prepared: Prepared
     held: Claim
     place: str
-    running: Running
+    running: SceneRun
 
 
 class _Batch:
@@ -267,7 +267,7 @@ class _Batch:
         """Run the tiles of a scene. Its products are built while the next one's tiles run."""
         first = iter([begun.running])
 
-        def once() -> Running:
+        def once() -> SceneRun:
             running = next(first, None) or self.runner.begin(begun.prepared, begun.place, begun.held.check)
             running.tiles()
             return running
@@ -293,7 +293,7 @@ class _Batch:
             held.release()
             raise
 
-    def _trying(self, call: Callable[[], Running]) -> Running:
+    def _trying(self, call: Callable[[], SceneRun]) -> SceneRun:
         """Call, and again after an error that may pass, as often as --retries allows."""
         for attempt in range(1, self.policy.retries + 1):
             try:

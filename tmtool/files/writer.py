@@ -152,7 +152,7 @@ class Format:
     tags: Callable[[Path], Mapping[str, str]]
 
 
-class Writer:
+class ProductWriter:
     """Writes one product. Call `write` for all rows, then `build`, then `commit`; `discard` removes whatever is left.
 
     `checkpoint` brings what was written to disk; `resume` goes on with the work file of a run that was broken off. `write`

@@ -1,6 +1,6 @@
 """From the blocks of a scene to an `xarray.Dataset` of its products: computed at once, or lazily by dask.
 
-Every block is computed by the function that commands and clusters use, `tmtool.scene.pipeline.compute`.
+Every block is computed by the function that commands and clusters use, `tmtool.scene.blocks.compute`.
 """
 
 import logging
@@ -19,8 +19,8 @@ from tmtool.grid import Grid, Strip
 from tmtool.models.device import batch_size
 from tmtool.products.product import Product, check_statistics
 from tmtool.provenance import Provenance
+from tmtool.scene.blocks import BlockTask, ComputedBlock, compute_block, models_of, part
 from tmtool.scene.job import Job, Prepared
-from tmtool.scene.pipeline import BlockTask, Computed, compute, models_of, part
 from tmtool.scene.status import provenance_of
 from tmtool.tiles.stitch import SceneMean
 
@@ -58,13 +58,13 @@ def computed(making: Making) -> dict[str, NDArray[Any]]:
     """Compute the products `(bands, H, W)`, by their outputs' names. Raises `ProductError` for one that cannot be right."""
     prepared = making.prepared
     rows = range(prepared.grid.shape[0])
-    whole = compute(making.task(rows))
+    whole = compute_block(making.task(rows))
     _judge(prepared, whole)
     made = _arrays(prepared, rows, whole)
     return {p.spec.name: _mean(p, [made[p.spec.name]]) if _is_mean(p) else made[p.spec.name] for p in prepared.products}
 
 
-def _judge(prepared: Prepared, computed: Computed) -> None:
+def _judge(prepared: Prepared, computed: ComputedBlock) -> None:
     """Raise `ProductError` for a product that is constant though the input is not, as the commands do."""
     seen = {p.spec.name: Statistics(len(p.layout.bands)) for p in prepared.products if not _is_mean(p)}
     for block in computed.blocks:
@@ -108,14 +108,14 @@ def lazy(making: Making, least: int) -> dict[str, Any]:
 
 def _block(task: BlockTask) -> dict[str, Any]:
     """Compute one block: what dask calls, in whichever process."""
-    return _arrays(task.prepared, task.rows, compute(task))
+    return _arrays(task.prepared, task.rows, compute_block(task))
 
 
 def _is_mean(product: Product) -> bool:
     return product.spec.pool == "scene"
 
 
-def _arrays(prepared: Prepared, rows: range, computed: Computed) -> dict[str, Any]:
+def _arrays(prepared: Prepared, rows: range, computed: ComputedBlock) -> dict[str, Any]:
     """Return a block's products `(bands, rows, W)` by their outputs' names, nodata filled in; strips of what is averaged."""
     made: dict[str, Any] = {}
     for product in prepared.products:

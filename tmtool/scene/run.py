@@ -18,11 +18,11 @@ from tmtool.models import ModelSpec
 from tmtool.models.device import batch_size
 from tmtool.models.memory import fit, limit_bytes
 from tmtool.provenance import Provenance
+from tmtool.scene.blocks import LocalBlocks, Models
 from tmtool.scene.job import Job, Prepared
-from tmtool.scene.pipeline import Models, Pipeline
 from tmtool.scene.progress import Reporter, SilentReporter
 from tmtool.scene.status import Status, provenance_of, status_of
-from tmtool.scene.writing import Writing, Written
+from tmtool.scene.writing import SceneWriter, WrittenScene
 from tmtool.source import set_block_cache
 from tmtool.tiles.engine import Block, Watch
 
@@ -98,8 +98,8 @@ class Runner:
         running.tiles()
         return running.result()
 
-    def begin(self, prepared: Prepared, place: str = "", check: Callable[[], None] = lambda: None) -> "Running":
-        """Begin a scene, going on from where an earlier run was broken off; its tiles are for `Running.tiles` to run.
+    def begin(self, prepared: Prepared, place: str = "", check: Callable[[], None] = lambda: None) -> "SceneRun":
+        """Begin a scene, going on from where an earlier run was broken off; its tiles are for `SceneRun.tiles` to run.
 
         `place` is told beside the scene's name, `check` is called before products get their names and may raise. Raises
         `TmtoolError`.
@@ -114,17 +114,17 @@ class Runner:
         stack = ExitStack()
         try:
             scene = self._pipeline(prepared, spec, batch, stack)
-            writing = stack.enter_context(Writing(prepared, provenance, scene.watch, prepared.plan.columns(parts)))
+            writing = stack.enter_context(SceneWriter(prepared, provenance, scene.watch, prepared.plan.columns(parts)))
             at = writing.begin(self.job.resume)
             scene.begin(writing.columns, *at)
         except BaseException as error:
             stack.__exit__(type(error), error, error.__traceback__)
             raise
         name = f"{prepared.scene.stem} ({place})" if place else prepared.scene.stem
-        return Running(self.reporter, f"{name}{scene.place}", prepared, scene, writing, check, at, stack)
+        return SceneRun(self.reporter, f"{name}{scene.place}", prepared, scene, writing, check, at, stack)
 
     def _pipeline(self, prepared: Prepared, spec: ModelSpec, batch: int, stack: ExitStack) -> "SceneBlocks":
-        return Pipeline(self.models, prepared, spec, batch, stack, self.reporter.advance)
+        return LocalBlocks(self.models, prepared, spec, batch, stack, self.reporter.advance)
 
     def _begun(self, prepared: Prepared, provenance: Provenance) -> dict[str, Any]:
         """Return how a run of the scene that will be gone on with was begun; nothing if there is none."""
@@ -185,7 +185,7 @@ class Runner:
 
 
 class SceneBlocks(Protocol):
-    """Whatever computes the rows of a scene: this process (`Pipeline`), or others."""
+    """Whatever computes the rows of a scene: this process (`LocalBlocks`), or others."""
 
     watch: Watch
     row_blocks: Sequence[range]
@@ -228,7 +228,7 @@ class SceneBlocks(Protocol):
         ...
 
 
-class Running:
+class SceneRun:
     """A scene that was begun. Call `tiles`, then `result`; or `abandon` at any time.
 
     After `tiles` its products are being built on a thread of their own.
@@ -240,14 +240,14 @@ class Running:
         name: str,
         prepared: Prepared,
         scene: SceneBlocks,
-        writing: Writing,
+        writing: SceneWriter,
         check: Callable[[], None],
         at: tuple[int, int],
         stack: ExitStack,
     ) -> None:
         self._reporter, self._name, self._prepared, self._scene = reporter, name, prepared, scene
         self._writing, self._check, self._at, self._stack = writing, check, at, stack
-        self._built: Future[Written] = Future()
+        self._built: Future[WrittenScene] = Future()
         self._start = self._tiles_done = 0.0
 
     def tiles(self) -> None:
@@ -313,9 +313,9 @@ class _PutBack(BaseException):
     """A scene that an earlier run began is left for a later one."""
 
 
-def _apart(work: Callable[[], Written]) -> "Future[Written]":
+def _apart(work: Callable[[], WrittenScene]) -> "Future[WrittenScene]":
     """Do `work` on a thread that nobody waits for at the end, so that a signal is heard while GDAL is busy for long."""
-    result: Future[Written] = Future()
+    result: Future[WrittenScene] = Future()
 
     def run() -> None:
         try:

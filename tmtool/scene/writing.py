@@ -14,7 +14,7 @@ from typing import Any
 
 from tmtool.errors import ClusterError, ProductError
 from tmtool.files.journal import Journal, Record, journal_path, read
-from tmtool.files.writer import Writer
+from tmtool.files.writer import ProductWriter
 from tmtool.grid import Strip
 from tmtool.products.product import Measure, Product, check_statistics
 from tmtool.provenance import Provenance, differences
@@ -25,7 +25,7 @@ from tmtool.tiles.stitch import SceneMean
 _log = logging.getLogger("tmtool")
 
 
-class Written:
+class WrittenScene:
     """What became of a scene's products: their paths, what lies beside them, warnings, what was measured of each, and when.
 
     `at` is the time of the monotonic clock at which they had their names.
@@ -39,7 +39,7 @@ class Written:
         self.at = 0.0
 
 
-class Writing:
+class SceneWriter:
     """Writes all products of a scene on a thread of its own; they get their names when every one is complete and valid.
 
     `columns` are the parts of source columns that the scene is made in. Use as a context manager around `put` and `finish`.
@@ -53,7 +53,7 @@ class Writing:
         self.columns = columns or [range(prepared.grid.shape[1])]
         self._products = {p.spec.name: p for p in prepared.products}
         self._writers = {
-            name: Writer(
+            name: ProductWriter(
                 target(prepared.scene, p), prepared.plan.product_grid(prepared.grid, p.spec), p.layout, p.format
             )
             for name, p in self._products.items()
@@ -84,7 +84,7 @@ class Writing:
         """Whether it is worth going on from the middle: not within one row of tiles, and not where there is but one mean."""
         return self._prepared.plan.counts[0] > 1 and not self._means
 
-    def __enter__(self) -> "Writing":
+    def __enter__(self) -> "SceneWriter":
         """Begin to write."""
         self._measures = {n: m for n, p in self._products.items() if (m := _measure(p, self._prepared, self._stack))}
         self._pool = self._stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="write"))
@@ -221,7 +221,7 @@ class Writing:
         self._pending.popleft().result()
         self.wait_seconds += time.monotonic() - start
 
-    def finish(self, check: Callable[[], None] = lambda: None) -> Written:
+    def finish(self, check: Callable[[], None] = lambda: None) -> WrittenScene:
         """Build all products and give them their names, if `check` does not raise."""
         self.flush()
         for name, mean in self._means.items():
@@ -229,7 +229,7 @@ class Writing:
             self._write_strip(name, replace(strip, values=self._products[name].finish(strip)))
         if len(self.columns) > 1:
             self._measure_afterwards()
-        written = Written()
+        written = WrittenScene()
         complete = {n for n, p in self._products.items() if p.holes and self._is_complete(n)}
         kept = {name: product for name, product in self._products.items() if name not in complete}
         for name, product in kept.items():
@@ -272,5 +272,7 @@ def _measure(product: Product, prepared: Prepared, stack: ExitStack) -> Measure 
 def leftovers(prepared: Prepared, task: str) -> list[Path]:
     """Return what earlier runs of a scene left without a final name; a scene that is done has no use for it."""
     path = journal_path(prepared.scene.folder, prepared.scene.stem, task)
-    files = [file for product in prepared.products for file in Writer.work_files(target(prepared.scene, product))]
+    files = [
+        file for product in prepared.products for file in ProductWriter.work_files(target(prepared.scene, product))
+    ]
     return [path, *files] if path.exists() else files

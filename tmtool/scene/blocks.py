@@ -120,7 +120,7 @@ class Models:
         return self._most
 
 
-class Pipeline:
+class LocalBlocks:
     """The engine of one scene, with its feeds; for decoding a raster, with the engine before it that makes its tokens."""
 
     def __init__(
@@ -243,7 +243,7 @@ class BlockTask:
 
 
 @dataclass(frozen=True)
-class Computed:
+class ComputedBlock:
     """A block's products: their rows in order, ready to be written; and what else came out.
 
     `varies` says whether the input does, `batch` is the most tiles a batch that the device had room for.
@@ -293,7 +293,7 @@ def models_of(job: Job) -> Models:
     return _last
 
 
-def compute(task: BlockTask) -> Computed:
+def compute_block(task: BlockTask) -> ComputedBlock:
     """Compute the products of one block; the rows are those of the whole scene's run, bit for bit.
 
     A pure function of the task, the input and the weights. It reads what lies around the block through handles of its own;
@@ -303,7 +303,7 @@ def compute(task: BlockTask) -> Computed:
         return _compute(task, models_of(task.job))
 
 
-def _compute(task: BlockTask, models: Models) -> Computed:
+def _compute(task: BlockTask, models: Models) -> ComputedBlock:
     prepared, tiles = task.prepared, 0
 
     def advance(count: int) -> None:
@@ -315,8 +315,8 @@ def _compute(task: BlockTask, models: Models) -> Computed:
     set_block_cache(list(prepared.sources.values()), prepared.plan.size, len(task.cols) + 2 * prepared.plan.size)
     products = {p.spec.name: p for p in prepared.products}
     with ExitStack() as stack:
-        pipeline = Pipeline(models, prepared, spec, task.batch, stack, advance)
+        pipeline = LocalBlocks(models, prepared, spec, task.batch, stack, advance)
         rows = stack.enter_context(closing(pipeline.blocks(task.rows, task.cols)))
         blocks = tuple(finished(block, products) for block in rows)
     batch = min(task.batch, pipeline.batch_in_force)
-    return Computed(blocks, pipeline.watch.varies, tiles, pipeline.empty_tiles, pipeline.model_seconds, batch)
+    return ComputedBlock(blocks, pipeline.watch.varies, tiles, pipeline.empty_tiles, pipeline.model_seconds, batch)
