@@ -88,7 +88,9 @@ def tmtool() -> Any:
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         ended = result.exception and result.exception.__context__
-        if isinstance(ended, typer.Exit) and ended.__cause__:  # an error that nobody foresaw, which the command has turned into one line
+        if (
+            isinstance(ended, typer.Exit) and ended.__cause__
+        ):  # an error that nobody foresaw, which the command has turned into one line
             raise ended.__cause__
         return result
 

@@ -358,7 +358,7 @@ def test_interruption_leaves_only_what_can_be_gone_on_with(
         rest = process.stderr.read()
         assert process.wait(timeout=60) == status
     assert time.monotonic() - started < 60
-    assert f"Stopped by {sent.name}. The same command goes on from here." in rest
+    assert f"Stopped by {sent.name}. Run the same command again to resume." in rest
     assert "Traceback" not in rest
     assert left_behind(out) == [".tmtool-scene_S1GRD.tif.work.tif", ".tmtool-scene_generate.journal"]
 
