@@ -187,7 +187,7 @@ def test_a_run_that_is_stopped_goes_on_without_the_cluster(tmp_path: Path) -> No
     assert client.wait() == 143
     done = run(*args)
     assert done.returncode == 0, done.stderr
-    assert "going on from" in done.stderr
+    assert "resuming an earlier run from" in done.stderr
     assert run("generate", path, *DEMO, "-o", whole).returncode == 0
     assert_same(out, whole)
 

@@ -509,7 +509,7 @@ def test_max_memory_makes_batches_smaller_or_is_refused(
     assert "1.3 GB may be used (--max-memory)" in result.stderr
     result = tmtool("generate", path, *options, "--max-memory", "2.5G")
     assert result.exit_code == 0, result.stderr
-    assert result.stderr.count("2 tiles a batch instead of 4: 2.5 GB may be used (--max-memory)") == 1
+    assert result.stderr.count("2 tiles per batch instead of 4: 2.5 GB may be used (--max-memory)") == 1
     assert made(tmp_path / "out" / "a_S1GRD.tif")[1]["batch_size"] == 2
 
 
