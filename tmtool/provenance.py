@@ -14,7 +14,7 @@ _TOOL = "tmtool"
 _BESIDE_THE_PIXELS = (
     *("libraries", "inputs", "device", "batch_size", "threads", "validity", "modality", "layer", "warning"),
 )
-"""What a provenance tells without its making another product: results differ by rounding at most."""
+"""Fields that do not make it another product: where they differ, results differ by rounding at most."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Provenance:
 
     @property
     def validity(self) -> str | None:
-        """Name of the file beside the product that tells which pixels hold data, if some do not."""
+        """Name of the file beside the product that marks which pixels hold data, if some do not."""
         return self.details.get("validity")
 
     def facts(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Provenance:
         return {"tool": _TOOL} | {k: v for k, v in said.items() if v is not None} | dict(self.details)
 
     def tags(self) -> dict[str, str]:
-        """Return the tag that a product carries, with what may be told."""
+        """Return the tag that a product carries, without secrets."""
         return {PROVENANCE_TAG: json.dumps(cleaned(self.facts()), sort_keys=True)}
 
     def fingerprint(self) -> dict[str, Any]:
