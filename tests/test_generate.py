@@ -274,7 +274,7 @@ def test_land_cover_from_land_cover_is_refused(tmtool: Any, make_raster: Any, no
     path = make_raster(np.ones((1, 40, 40), np.uint8))
     result = tmtool("generate", path, "--in", "LULC", "--out", "LULC", "-o", out)
     assert result.exit_code == 2
-    assert "cannot do both" in result.stderr
+    assert "cannot take and make it" in result.stderr
 
 
 # --- failures while running: nothing half-written is left ------------------------------------------------------------

@@ -20,7 +20,7 @@ from tmtool.tasks.base import Task, check_not_both, check_outputs
 class Generate(Task):
     """Make the modalities `outputs`, in order: each conditions the next.
 
-    With `coords` the model is told where tiles lie. `format` is that of places and texts: geojson or geoparquet.
+    With `coords` the model takes the tiles' coordinates. `format` is that of places and texts: geojson or geoparquet.
     """
 
     name: ClassVar[str] = "generate"
@@ -34,7 +34,7 @@ class Generate(Task):
 
     @property
     def wants_places(self) -> bool:
-        """Whether the model is told where tiles lie."""
+        """Whether the model takes the tiles' coordinates."""
         return self.coords
 
     @classmethod
