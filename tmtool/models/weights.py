@@ -186,7 +186,7 @@ def _fetch(file: WeightFile, only_ask: bool = False) -> Path | None:
 
 
 def _persistently(download: Callable[[], str]) -> str:
-    """Call `download` again where a connection breaks: huggingface_hub itself goes on after some faults, not after a reset."""
+    """Retry `download` when the connection breaks: huggingface_hub itself recovers from some faults, not from a reset."""
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     for _ in range(_ATTEMPTS - 1):
