@@ -199,7 +199,7 @@ class _Batch:
         return ready
 
     def _is_due(self, prepared: Prepared) -> bool:
-        """Whether a scene is to be run: not if its products are there, or stand in the way."""
+        """Whether a scene is to be run: not if its products exist, or other files have their names."""
         try:
             status = self._status(prepared)
         except errors.TmtoolError as error:
