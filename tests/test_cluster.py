@@ -186,7 +186,7 @@ def test_a_run_that_is_stopped_goes_on_without_the_cluster(tmp_path: Path) -> No
     assert client.wait() == 143
     done = run(*args)
     assert done.returncode == 0, done.stderr
-    assert "going on from" in done.stderr
+    assert "resuming an earlier run from" in done.stderr
     assert run("generate", path, *DEMO, "-o", whole).returncode == 0
     assert_same(out, whole)
 
@@ -211,7 +211,7 @@ def test_a_worker_with_other_weights_is_refused(scene: Path, tmp_path: Path, sch
         wait_for_workers(scheduler, 2)
         done = subprocess.run(command(*args), capture_output=True, text=True, env=ENVIRONMENT | homes[0])
     assert done.returncode == 2
-    assert "would compute something else: other weights" in done.stderr
+    assert "would differ: other weights" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -94,7 +94,7 @@ def test_without_exceptions_in_threads_leaving_waits_for_the_call(
         assert begun.wait(10)
     assert done == [0]  # which would be dropped otherwise; the next one is not begun either way
     assert [record.message for record in caplog.records] == [
-        "lane-0: waiting for what it does; this Python cannot interrupt it"
+        "lane-0: waiting until its call ends; this Python cannot interrupt it"
     ]
     assert not [t for t in threading.enumerate() if t.name.startswith("lane-")]
 

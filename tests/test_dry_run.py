@@ -45,7 +45,7 @@ WRONG = [
     (["--device", "cpu", "--precision", "fp16"], 2, "--precision fp16 needs a CUDA device"),
     (["--model", "tiny", "--weights", "{tmp}/nope"], 2, "nope: no such folder"),
     (["--model", "tiny", "--weights", "{tmp}/half"], 2, "TerraMind_Tokenizer_LULC.pt"),
-    (["--model", "tiny", "--offline"], 2, "nothing is fetched now"),
+    (["--model", "tiny", "--offline"], 2, "nothing is fetched in this run"),
     (["--device", "cpu", "--compile", "on"], 2, "--compile on: needs a C++ compiler, and no-compiler is not here"),
     (["--max-memory", "100M"], 1, "0.1 GB may be used"),
     (["--report", "{tmp}/half"], 2, "--report {tmp}/half: cannot be written (Is a directory)"),

@@ -218,7 +218,7 @@ def test_all_nodata(embed: Any, make_raster: Any, tmp_path: Path) -> None:
         (("--layer", "5,-1"), "names the same layer twice"),
         (("--layer", "top"), "give numbers"),
         (("--delta", 8), "multiples of 16"),
-        (("--tim", "LULC", "--merge", "dict"), "would not show"),
+        (("--tim", "LULC", "--merge", "dict"), "would not appear"),
         (("--tim", "LULC", "--bands", "DEM=DEM"), "leave out --bands"),
         (("--tim", "RGB"), "input-only"),
         (("--bands", "S2L1C=BLUE,PINK"), "S2L1C has no band PINK"),

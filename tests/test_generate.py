@@ -274,7 +274,7 @@ def test_land_cover_from_land_cover_is_refused(tmtool: Any, make_raster: Any, no
     path = make_raster(np.ones((1, 40, 40), np.uint8))
     result = tmtool("generate", path, "--in", "LULC", "--out", "LULC", "-o", out)
     assert result.exit_code == 2
-    assert "cannot do both" in result.stderr
+    assert "cannot take and make it" in result.stderr
 
 
 # --- failures while running: nothing half-written is left ------------------------------------------------------------
@@ -358,7 +358,7 @@ def test_interruption_leaves_only_what_can_be_gone_on_with(
         rest = process.stderr.read()
         assert process.wait(timeout=60) == status
     assert time.monotonic() - started < 60
-    assert f"Stopped by {sent.name}. The same command goes on from here." in rest
+    assert f"Stopped by {sent.name}. Run the same command again to resume." in rest
     assert "Traceback" not in rest
     assert left_behind(out) == [".tmtool-scene_S1GRD.tif.work.tif", ".tmtool-scene_generate.journal"]
 

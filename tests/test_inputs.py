@@ -172,7 +172,7 @@ def test_products_are_not_taken_of_folders_and_globs(
     with caplog.at_level(logging.DEBUG, "tmtool"):
         assert paths(data) == ["data/a.tif"]
     assert {r.getMessage() for r in caplog.records if "Not taken" in r.getMessage()} == {
-        f"Not taken as input: {len(made) + 1} products, work files and sidecars of folders and globs."
+        f"Not taken as input: {len(made) + 1} products, work files and sidecars in folders and globs."
     }
     assert paths("data/*") == ["data/a.tif"]
     assert paths(*made) == made  # named one by one, as a shell's glob does

@@ -39,7 +39,7 @@ def test_a_name_is_kept_in_every_format(
             result = tmtool(*args, path, "--model", identity, "--json")
             assert result.exit_code == 0, result.stderr
             assert json.loads(result.stdout)["status"] == status
-            assert "which no file name" not in result.stderr
+            assert "which file names should not contain" not in result.stderr
     names = [f"{name}_LULC.tif", f"{name}_LULC.tif.aux.xml", f"{name}_embed.zarr", f"{name}_embed.parquet"]
     assert sorted(os.listdir()) == sorted(names)
     with rasterio.open(Path(names[0]).absolute()) as src:
@@ -77,7 +77,7 @@ def test_parts_of_a_file_are_named_without_gdals_syntax(
     result = tmtool("generate", f"GTIFF_DIR:1:{path.name}", "--out", "S1GRD", "--model", identity, "-o", "out")
     assert result.exit_code == 0, result.stderr
     assert result.stdout == "out/GTIFF_DIR_1_scene_S1GRD.tif\n"
-    assert "with _ for ':'" in result.stderr
+    assert "with _ in place of ':'" in result.stderr
 
 
 def test_the_bar_shows_names_as_they_are() -> None:

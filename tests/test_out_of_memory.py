@@ -91,8 +91,8 @@ def test_a_scene_comes_out_the_same(
     said = warnings()
     assert len(said) == len(sizes) - 1
     for text, before, after in zip(said, sizes[:-1], sizes[1:], strict=True):
-        assert f"with {before} tiles a batch (CUDA out of memory)" in text
-        assert f"Going on with {after}" in text
+        assert f"with {before} tiles per batch (CUDA out of memory)" in text
+        assert f"Continuing with {after}" in text
 
 
 def test_the_size_is_remembered_for_the_next_scene(warnings: Any) -> None:
@@ -463,8 +463,8 @@ def test_a_run_goes_on_with_smaller_batches_and_records_it(
     result = tmtool("generate", *scenes, *options, tmp_path / "small")
     assert result.exit_code == 0, result.stderr
     assert result.stderr.count("out of memory") == 2 * 2  # twice, each with the device's own words
-    assert "Going on with 4" in result.stderr
-    assert "Going on with 2" in result.stderr
+    assert "Continuing with 4" in result.stderr
+    assert "Continuing with 2" in result.stderr
     assert "instead of" not in result.stderr
     for scene_name in "abc":
         for product in ("S1GRD", "LULC"):
@@ -509,7 +509,7 @@ def test_max_memory_makes_batches_smaller_or_is_refused(
     assert "1.3 GB may be used (--max-memory)" in result.stderr
     result = tmtool("generate", path, *options, "--max-memory", "2.5G")
     assert result.exit_code == 0, result.stderr
-    assert result.stderr.count("2 tiles a batch instead of 4: 2.5 GB may be used (--max-memory)") == 1
+    assert result.stderr.count("2 tiles per batch instead of 4: 2.5 GB may be used (--max-memory)") == 1
     assert made(tmp_path / "out" / "a_S1GRD.tif")[1]["batch_size"] == 2
 
 

@@ -240,7 +240,7 @@ def test_other_vocabularies_are_refused(tmp_path: Path) -> None:
     ):
         Vocabulary.read(path)
     path.write_text("{}")
-    with pytest.raises(WeightsError, match=r"config.json: is no vocabulary"):
+    with pytest.raises(WeightsError, match=r"config.json: is not a vocabulary"):
         Vocabulary.read(path)
 
 

@@ -188,7 +188,7 @@ def test_a_token_raster_is_only_for_reconstruct(tmtool: Any, make_raster: Any, i
     for command in (("embed",), ("tokenize",), ("generate", "--out", "LULC")):
         result = tmtool(*command, tmp_path / "scene_DEM_tokens.tif", "--model", identity, "-o", tmp_path / "x")
         assert result.exit_code == 2
-        assert "holds tokens that tmtool tokenize made; tmtool reconstruct takes it" in result.stderr
+        assert "holds tokens that tmtool tokenize made; use tmtool reconstruct" in result.stderr
 
 
 def test_a_token_raster_needs_its_validity(tmtool: Any, make_raster: Any, identity: str, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_token_raster_needs_its_validity(tmtool: Any, make_raster: Any, identi
     (tmp_path / "scene_DEM_valid.tif").unlink()
     result = tmtool("reconstruct", tmp_path / "scene_DEM_tokens.tif", "--model", identity, "-o", tmp_path / "x")
     assert result.exit_code == 2
-    assert "told by scene_DEM_valid.tif; that has to lie beside it" in result.stderr
+    assert "which scene_DEM_valid.tif marks; that file has to be beside it" in result.stderr
 
 
 def test_a_changed_token_raster_is_refused(tmtool: Any, make_raster: Any, identity: str, tmp_path: Path) -> None:

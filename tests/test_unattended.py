@@ -164,7 +164,7 @@ def test_parts_are_gone_on_with(tmtool: Any, make_raster: Any, identity: str, ou
     last = journal.read(next(out.glob("*.journal"))).records[-1]  # type: ignore[union-attr]
     assert last.part > 0
     result = tmtool(*args, out)  # with all the memory there is, it still goes on in parts
-    assert f"going on from part {last.part + 1} of" in result.stderr
+    assert f"resuming an earlier run from part {last.part + 1} of" in result.stderr
     assert f"row {last.row} of 900" in result.stderr
     assert tmtool(*args, tmp_path / "whole").exit_code == 0
     np.testing.assert_array_equal(pixels(out / "scene_S1GRD.tif"), pixels(tmp_path / "whole" / "scene_S1GRD.tif"))
@@ -212,8 +212,8 @@ def test_a_journal_of_something_else_is_set_aside(
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["from_row"] == 0
     words = {"seed": "seed: was 0, is 3", "input": "input_states.S2L2A", "stride": "tiling.stride: was 192, is 176"}
-    assert f"was begun otherwise ({words[change]}" in result.stderr
-    assert "it is set aside" in result.stderr
+    assert f"had other settings or inputs ({words[change]}" in result.stderr
+    assert "starting afresh" in result.stderr
     assert left_behind(out) == ["scene_S1GRD.tif"]
 
 
@@ -290,8 +290,8 @@ def test_what_was_made_otherwise_is_stale(
     why = {
         "seed": "seed: was 0, is 7",
         "input": "input_states.S2L2A: was",
-        "damaged": "is not whole",
-        "foreign": "was not made by tmtool|is no valid COG",
+        "damaged": "is incomplete or damaged",
+        "foreign": "was not made by tmtool|is not a valid COG",
         "version": "version: was 0.1, is 99.1",
     }[change]
     said = facts["error"]["message"] if stale == "error" else facts.get("why", why)

@@ -3,16 +3,16 @@
 Each takes a raster and gives an `xarray.Dataset`, whose values are the command's products, bit for bit. A raster is
 
 - a path (anything GDAL opens), or a `DataArray` (band, y, x), or (y, x) for one band, as `rioxarray.open_rasterio` gives
-  it. What it is is found out as for a file, from band names (its `long_name` or `band`), tags, count and dtype, and
-  checked as for a file; `modality` says it, like the command's `--in`. Its CRS, affine and nodata are what `.rio` says.
+  it. Its modality is inferred and checked as for a file, from band names (its `long_name` or `band`), tags, count and
+  dtype; `modality` sets it, like the command's `--in`. Its CRS, affine and nodata are what `.rio` says.
   Float arrays with NaN for nodata (`masked=True`) are as good as integers with a nodata value.
 - for `generate` and `embed` also a dict of them by modality, all on one grid.
 
-A path, or an array backed by dask, gives a lazy Dataset: one task of dask for each block of rows computes all of its
-products. `blocks` asks for more and smaller ones than the fewest that repeat at most 7 % of the tiles. Compute or store
+A path, or an array backed by dask, gives a lazy Dataset: for each block of rows, one dask task computes all products.
+By default blocks repeat at most 7 % of the tiles; `blocks` asks for more and smaller ones. Compute or store
 the Dataset as a whole, or each variable computes the blocks again. An array in memory gives a Dataset in memory, at once
-and without dask. Keep in mind that dask holds an array's rows while they are waited for: a path is read window by window,
-and so is what to give for a raster larger than memory.
+and without dask. For a raster larger than memory give a path, which is read window by window: dask holds the rows of an
+array in memory until they are used.
 
 The Dataset has one variable a product, named as the command's files are. Dimensions are (y, x), or (band, y, x) with the
 names of the bands as coordinate (`band_S2L2A` and so on, where products have different ones). CRS and affine are those of
@@ -20,7 +20,7 @@ the product, in `spatial_ref`; a rotated raster has no `x` and `y`. `_FillValue`
 name bands, units and classes; `TMTOOL_PROVENANCE` (JSON) says how the product was made.
 
 Keywords are the command's options and mean the same; errors (`tmtool.errors.TmtoolError`) call them by their own names.
-All that can be known before a model is loaded is checked when a function is called; notes go to the `tmtool` logger.
+All checks that need no model are made when a function is called; notes go to the `tmtool` logger.
 """
 
 import functools
@@ -127,7 +127,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def _spoken(function: Callable[P, xr.Dataset]) -> Callable[P, xr.Dataset]:
-    """Give a function the keywords of its options, and have errors speak of them as Python does, not of the command's."""
+    """Give a function its options as keywords, and have error messages name the keywords instead of command-line options."""
     hints = get_type_hints(function)
     options = get_args(hints.pop("options"))[0] if get_args(hints["options"]) else hints.pop("options")
     own = [p for p in inspect.signature(function).parameters.values() if p.name != "options"]
@@ -251,7 +251,7 @@ def _outputs(names: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _folder(weights: str | os.PathLike[str] | None) -> str | None:
-    """Return where weights lie, from wherever a block is computed."""
+    """Return the weights' location as an absolute path, as blocks may be computed in another working directory."""
     return weights if weights in (None, RANDOM) else os.path.abspath(weights)
 
 
@@ -282,7 +282,7 @@ def _run(task: Task, raster: Any, modality: str | None, options: Mapping[str, An
 
 
 def _inputs(job: Job, raster: Any, modality: str | None) -> list[tuple[Modality | None, Any]]:
-    """Return the rasters with what they are taken for. Files are named from wherever a block is computed."""
+    """Return the rasters with their modalities. Paths are absolute, as blocks may be computed in another working directory."""
     if isinstance(raster, Mapping) and not isinstance(raster, xr.Dataset):
         if modality is not None or not raster:
             raise UsageError("A dict of rasters names the modality of each: give at least one, and no other modality.")

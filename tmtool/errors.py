@@ -55,7 +55,7 @@ class DeviceError(TmtoolError):
 
 
 class ClusterError(TmtoolError):
-    """A cluster that was lost while it worked. What is done of its scenes is left for a later run to go on with."""
+    """A cluster that was lost while it worked. Its unfinished scenes are kept for a later run to resume."""
 
 
 class OutOfMemory(TmtoolError):

@@ -128,7 +128,7 @@ class Strip:
 def reflect(start: int, stop: int, size: int) -> NDArray[np.int64]:
     """Return for each position in `start..stop` the index in `0..size-1` that reflection at the borders gives.
 
-    The border itself is not repeated (numpy's "reflect"), and reflection goes on for as long as it has to.
+    The border itself is not repeated (numpy's "reflect"), and reflection is repeated as often as needed.
     """
     index = np.arange(start, stop, dtype=np.int64)
     if size == 1:

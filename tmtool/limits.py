@@ -1,4 +1,4 @@
-"""What the system allows this process, where that has to be known before it is met."""
+"""Limits of the system on this process that have to be checked before they are hit."""
 
 import os
 import sys
@@ -31,7 +31,7 @@ def check_room_to_start() -> None:
 def check_room_for_torch() -> None:
     """Raise `DeviceError` where torch cannot be imported for want of address space, of which its libraries take much.
 
-    Where the last of them does not fit the system ends the process, without a word that can be caught.
+    If the last of them does not fit, the system ends the process, and no exception can be caught.
     """
     limit = address_limit()
     if limit is None or "torch" in sys.modules:

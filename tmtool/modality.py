@@ -1,6 +1,6 @@
-"""What is true of each kind of data: bands, unit, classes, codebook, and how it is written.
+"""The modalities: bands, unit, classes, codebook, and how each is written.
 
-What a model makes of it, such as the statistics that it was trained on, is the model's to say.
+Facts that depend on the model, such as pretraining statistics, belong to the model's entry.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""What may be told of where a raster lies: everything but the user, password and query of a URL, which may be secrets.
+"""Names of rasters without secrets: the user, password and query of a URL are removed.
 
-Names are needed whole to open what they name, so they are kept whole, and secrets are taken out where text leaves:
-messages of errors, the log, JSON, tags and the standard streams.
+A raster is opened by its whole name, so names are kept whole inside, and secrets are removed where text leaves the process:
+error messages, the log, JSON, tags and the standard streams.
 """
 
 import logging
@@ -53,14 +53,14 @@ def in_one_word(path: str) -> str:
 
 
 def base(path: str) -> str:
-    """Return the file's name alone, as it may be told: `x y.tif` of `https://user:password@host/c/x%20y.tif?sig=...`."""
+    """Return the file's name alone, without secrets: `x y.tif` of `https://user:password@host/c/x%20y.tif?sig=...`."""
     name = shown(path)
     name = unquote(name) if "://" in name else name
     return name.rstrip("/").rpartition("/")[2] or name
 
 
 def cleaned(value: Any) -> Any:
-    """Return what JSON can say with every text in it as it may be told."""
+    """Return a JSON value with secrets removed from every text in it."""
     if isinstance(value, str):
         return shown(value)
     if isinstance(value, Mapping):
@@ -69,7 +69,7 @@ def cleaned(value: Any) -> Any:
 
 
 def clean_record(record: logging.LogRecord) -> bool:
-    """Have a record of the log say, traceback included, what may be told; a filter that lets all of them pass."""
+    """Remove secrets from a log record, traceback included; a filter that lets every record pass."""
     record.msg, record.args = shown(record.getMessage()), None
     if record.exc_info and record.exc_info[0]:
         record.exc_text = shown("".join(traceback.format_exception(*record.exc_info)).rstrip())

@@ -1,4 +1,4 @@
-"""How a product was made, as it says so itself in one tag."""
+"""Provenance: how a product was made, recorded in one of its tags."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,15 +14,15 @@ _TOOL = "tmtool"
 _BESIDE_THE_PIXELS = (
     *("libraries", "inputs", "device", "batch_size", "threads", "validity", "modality", "layer", "warning"),
 )
-"""What a provenance tells without its making another product: results differ by rounding at most."""
+"""Fields that do not make it another product: where they differ, results differ by rounding at most."""
 
 
 @dataclass(frozen=True)
 class Provenance:
     """What made a product: the task, the model and its weights, the inputs, and every parameter that decides pixels.
 
-    `weights` are digests by file, or "random". `inputs` are names by modality, `input_states` tell a changed file.
-    `details` is what only this task or this product says, under keys of its own. A field that is None is not written.
+    `weights` are digests by file, or "random". `inputs` are names by modality, `input_states` reveal a changed file.
+    `details` is particular to this task or product, under keys of its own. A field that is None is not written.
     """
 
     task: str
@@ -56,7 +56,7 @@ class Provenance:
 
     @property
     def validity(self) -> str | None:
-        """Name of the file beside the product that tells which pixels hold data, if some do not."""
+        """Name of the file beside the product that marks which pixels hold data, if some do not."""
         return self.details.get("validity")
 
     def facts(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Provenance:
         return {"tool": _TOOL} | {k: v for k, v in said.items() if v is not None} | dict(self.details)
 
     def tags(self) -> dict[str, str]:
-        """Return the tag that a product carries, with what may be told."""
+        """Return the tag that a product carries, without secrets."""
         return {PROVENANCE_TAG: json.dumps(cleaned(self.facts()), sort_keys=True)}
 
     def fingerprint(self) -> dict[str, Any]:
@@ -76,12 +76,12 @@ class Provenance:
         return plain
 
     def differences(self, other: "Provenance") -> list[str]:
-        """Return what `other` decides otherwise, one line of words each: `seed: was 0, is 1`."""
+        """Return the differences of `other` that change pixels, one line each: `seed: was 0, is 1`."""
         return list(differences(self.fingerprint(), other.fingerprint()))
 
 
 def parse(tags: Mapping[str, Any]) -> Provenance | None:
-    """Return how the product with these tags was made; None if they do not say it.
+    """Return the provenance in a product's tags; None if there is none.
 
     Unknown keys become details, absent ones have no value: products of older versions can be read.
     """

@@ -132,7 +132,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class Policy:
-    """How a run over many scenes behaves towards what it finds; the names are the command line's."""
+    """How a run over many scenes handles existing products and failures; the names are the command line's."""
 
     dry_run: bool = False
     stale: Stale = "error"

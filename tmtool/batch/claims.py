@@ -1,9 +1,9 @@
-"""Claims: jobs given the same scenes share them, each scene claimed by a file in the output folder before work on it.
+"""Claims: jobs that are given the same scenes share them by claiming each one with a lock file in the output folder.
 
-The file holds who claimed; one thread writes it again every `patience_s / 6`, and whoever wants a claim whose owner has
-died or fallen silent takes it over. A claim says nothing of what is done: look for the product after claiming.
+The file names its owner. A thread rewrites it every `patience_s / 6` as a heartbeat; if the owner has died, or its heartbeat
+has stopped, another process may take the claim over. A claim does not say what is done: look for the product after claiming.
 
-Written here because no kept library fits: filelock's `SoftFileLease` leaves a dead owner's file in place for ever on NFS
+Written here because no maintained library fits: filelock's `SoftFileLease` leaves a dead owner's file in place for ever on NFS
 and SMB (it needs RENAME_EXCHANGE there), and flufl.lock breaks locks by local clocks and lets two breakers win.
 """
 
@@ -34,12 +34,12 @@ _MAX_BYTES = 4096
 
 
 class ClaimLost(TmtoolError):
-    """A claim that somebody took over, since this process was silent (suspended, or its disk away) for too long."""
+    """A claim that another process took over, as this one had no heartbeat (suspended, or its disk gone) for too long."""
 
 
 @dataclass(frozen=True)
 class _Owner:
-    """What a claim's file says. `machine` tells where `pid` means a process, `start` one process of this pid from another."""
+    """The record in a claim's file. `machine` is where `pid` is valid; `start` tells a process from a later one with its pid."""
 
     token: str
     host: str
@@ -119,7 +119,7 @@ class Claim:
                 return
             now = _look(self.path)
         by = f"taken over by {now}" if now else "removed"
-        raise ClaimLost(f"{self.path}: this claim was {by}; what was made under it is not kept.")
+        raise ClaimLost(f"{self.path}: this claim was {by}; this run's work on the scene is discarded.")
 
     def _beat(self) -> bool:
         """Write the file again, for its new mtime, and return whether it is still this claim's."""
@@ -324,7 +324,7 @@ def _folder_time_ns(folder: Path) -> int:
 
 
 def _machine() -> str:
-    """Return what all processes have in common that see each other by the same pids and start times."""
+    """Return an identifier shared by the processes that see each other under the same pids and start times."""
     parts = [socket.gethostname()]
     # Only Linux has what follows. Hosts or containers that share a name differ in it, and so does a host after a boot.
     for link in ("pid", "time"):

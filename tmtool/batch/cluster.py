@@ -36,7 +36,7 @@ _FORMS = "local:N, local-cuda, a scheduler's address such as tcp://host:8786, or
 _CONNECT_S = 30.0
 _FIRST_WORKER_S = 120.0
 _LOOK_S = 30.0
-"""How often a long wait for a block looks whether there are workers at all."""
+"""How often a long wait for a block checks that there are workers at all."""
 _SPAWNED_WITH = "distributed.nanny.pre-spawn-environ"
 """What Dask sets for its workers, and for this process: else one thread for numeric libraries, and a threshold of malloc."""
 _AHEAD = 2
@@ -87,7 +87,7 @@ def _is_local(address: str) -> bool:
 
 
 async def _shake_hands(address: str) -> None:
-    """Say hello to a scheduler, and wait for its answer no longer than to connect: `distributed.Client` waits for ever.
+    """Check that a scheduler answers within the connect timeout: `distributed.Client` itself waits for ever.
 
     Raises `OSError` and `TimeoutError`.
     """
@@ -165,10 +165,10 @@ class Facts:
     host: str
     cores: int
     spins: bool
-    """Whether threads that wait for others keep a core busy, as OpenMP's do unless told otherwise."""
+    """Whether waiting threads spin and so keep a core busy, as OpenMP's do by default."""
 
     def differences(self, other: "Facts") -> Iterator[str]:
-        """Yield what `other` computes otherwise with."""
+        """Yield each difference of `other` that changes results."""
         for name, found in other.versions.items():
             if found != self.versions[name]:
                 yield f"{name} {found} instead of {self.versions[name]}"
@@ -209,19 +209,19 @@ def facts(job: Job, kinds: Sequence[tuple[str, ...]], dry: bool = False) -> Fact
 
 
 def _warn_of_crowds(workers: Collection[Facts], threads: int) -> None:
-    """Say on which hosts threads that spin would take cores from those that work."""
+    """Warn of hosts on which spinning threads would take cores from working ones."""
     for host in sorted({worker.host for worker in workers}):
         there = [worker for worker in workers if worker.host == host]
         if threads * len(there) > there[0].cores and any(worker.spins for worker in there):
             _log.warning(
-                "%s: workers have %d x %d threads for %d cores, and those that wait keep cores busy. Start workers with "
-                "OMP_WAIT_POLICY=PASSIVE, or this command with a smaller OMP_NUM_THREADS, whose number decides rounding.",
+                "%s: workers have %d x %d threads for %d cores, and waiting threads keep cores busy. Start workers with "
+                "OMP_WAIT_POLICY=PASSIVE, or this command with a smaller OMP_NUM_THREADS (which changes rounding).",
                 *(host, len(there), threads, there[0].cores),
             )
 
 
 def _side_by_side(workers: Collection[Facts], threads: int) -> int:
-    """Count the workers that are worth a block each at the same time.
+    """Count the workers that can usefully compute a block each at the same time.
 
     Where they have fewer cores than threads, those that do not spin leave about half of their cores to others.
     """
@@ -234,11 +234,11 @@ def _side_by_side(workers: Collection[Facts], threads: int) -> int:
 
 
 class _Unfit(Exception):
-    """A worker would compute something else. The arguments are its address and why."""
+    """A worker whose results would differ. The arguments are its address and why."""
 
 
 def _on_worker(task: BlockTask, kinds: Sequence[tuple[str, ...]], expected: Facts) -> ComputedBlock:
-    """Compute a block on a worker, which may have come after the others were looked at."""
+    """Compute a block on a worker, which may have joined after the others were inspected."""
     address = _distributed().get_worker().address
     keep_freed_memory()
     if found := list(expected.differences(facts(task.job, kinds))):
@@ -251,7 +251,7 @@ def _on_worker(task: BlockTask, kinds: Sequence[tuple[str, ...]], expected: Fact
 
 
 class Cluster:
-    """The workers, and the blocks that are with them: those of the scenes begun first go first."""
+    """The workers and the blocks in flight; blocks of the scenes begun first are sent first."""
 
     def __init__(self, client: Any, job: Job, *, dry: bool = False) -> None:
         self.client, self.job, self.dry = client, _anywhere(job), dry
@@ -262,7 +262,7 @@ class Cluster:
         self.side_by_side = self.share = 1  # workers that compute at once: of all scenes, and of each
 
     def inspect(self, kinds: Sequence[tuple[str, ...]]) -> Facts:
-        """Look at all workers; return what they have in common, the least of what they have room for.
+        """Inspect all workers; return what they have in common, with the smallest batch and memory of any.
 
         On CPUs the threads of an operation are those of a plain run here, whatever workers would use by themselves.
         Raises `WeightsError` or `DeviceError` if workers differ, or lack what the job needs.
@@ -281,7 +281,7 @@ class Cluster:
         first = next(iter(found.values()))
         for address, what in found.items():
             if differences := list(first.differences(what)):
-                raise WeightsError(f"worker {address} would compute something else: {'; '.join(differences)}.")
+                raise WeightsError(f"the results of worker {address} would differ: {'; '.join(differences)}.")
         hosts = [what.host for what in found.values()]
         memory = min((what.memory[0] // hosts.count(what.host), what.memory[1]) for what in found.values())
         computes = {asked: c.as_threaded_here() for asked, c in first.computes.items()}
@@ -319,7 +319,7 @@ class Cluster:
                 result: ComputedBlock = self._wait(future)
             except _Unfit as unfit:
                 address, why = unfit.args
-                _log.warning("worker %s is left out: it would compute something else: %s", address, why)
+                _log.warning("worker %s is not used, as its results would differ: %s", address, why)
                 self.client.retire_workers([address])
                 scene.flying[0] = self._submit(task)
                 continue
@@ -335,7 +335,9 @@ class Cluster:
                 return future.result(timeout=_LOOK_S)
             except TimeoutError:
                 if self.client.status != "running":
-                    raise ClusterError("The scheduler was lost. The same command goes on from here.") from None
+                    raise ClusterError(
+                        "The connection to the scheduler was lost. Run the same command again to resume."
+                    ) from None
                 if not said and not self.client.ncores():
                     said = True
                     _log.warning("the cluster has no workers now; waiting for some")
@@ -345,11 +347,13 @@ class Cluster:
                     f"A block ended every worker that tried it, most likely by using too much memory; the last one was {last}."
                 ) from error
             except (CancelledError, OSError) as error:
-                raise ClusterError(f"The cluster was lost ({error!r}). The same command goes on from here.") from error
+                raise ClusterError(
+                    f"The cluster was lost ({error!r}). Run the same command again to resume."
+                ) from error
 
 
 class ClusterBlocks:
-    """A scene whose blocks workers compute: what `LocalBlocks` is for one that this process computes."""
+    """A scene whose blocks are computed by workers, with the interface of `LocalBlocks`."""
 
     def __init__(self, cluster: Cluster, prepared: Prepared, spec: ModelSpec, batch: int, reporter: Reporter) -> None:
         self._cluster, self._prepared, self._reporter = cluster, _seen_from_anywhere(prepared), reporter
@@ -392,11 +396,11 @@ class ClusterBlocks:
             yield from computed.blocks
 
     def waits(self) -> dict[str, float]:
-        """Return nothing: what is waited for are the workers."""
+        """Return nothing: only workers are waited for."""
         return {}
 
     def close(self) -> None:
-        """Let go of the blocks; those that were not taken are computed no more."""
+        """Cancel the blocks that were not taken."""
         for _, future in self.flying:
             future.cancel()
         self.waiting.clear()
@@ -408,8 +412,8 @@ class ClusterBlocks:
 class ClusterRunner(Runner):
     """Runs the prepared scenes of one job on a cluster; products are written by this process.
 
-    The cluster is connected to, or started, when there is work for it; `stack` ends that. A `dry` runner connects to one
-    that is elsewhere, and starts none.
+    It connects to the cluster, or starts one, when there is work; `stack` closes it. A `dry` runner connects to an existing
+    cluster, but starts none.
     """
 
     def __init__(
@@ -420,7 +424,7 @@ class ClusterRunner(Runner):
         self._address, self._stack = address, stack
 
     def expect(self, prepared: Sequence[Prepared]) -> None:
-        """Look at the workers: they must have the weights that this machine has."""
+        """Inspect the workers: they must have the same weights as this machine."""
         kinds = list(dict.fromkeys(tuple(p.sources) for p in prepared))
         if _is_local(self._address):
             count = _local_count(self._address)
@@ -444,7 +448,7 @@ class ClusterRunner(Runner):
                 )
 
     def announce(self, due: Sequence[Prepared]) -> None:
-        """Be told of the scenes that will be run: share out the workers, and count the blocks."""
+        """Take notice of the scenes that will be run: divide the workers among them, and count the blocks."""
         self._cluster.share = self._cluster.side_by_side // len(due)
         self._cluster.total = sum(len(p.plan.row_blocks(self._cluster.share)) for p in due)
 
@@ -470,13 +474,13 @@ class ClusterRunner(Runner):
 
 
 def _anywhere(job: Job) -> Job:
-    """Return a job that means the same in another folder."""
+    """Return the job with absolute paths, so that it means the same in another working directory."""
     weights = job.weights if job.weights in (None, RANDOM) else os.path.abspath(job.weights)
     return replace(job, weights=weights, task=job.task.anywhere())
 
 
 def _seen_from_anywhere(prepared: Prepared) -> Prepared:
-    """Return a scene whose files are named by absolute paths; what GDAL opens otherwise keeps its name."""
+    """Return the scene with absolute paths of local files; other GDAL names, such as URLs, stay as they are."""
     sources = {}
     for m, source in prepared.sources.items():
         told = source.validity

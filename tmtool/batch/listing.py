@@ -29,14 +29,14 @@ _log = logging.getLogger("tmtool")
 
 _RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 _BESIDE = (".aux.xml", ".ovr", ".msk", ".parquet")
-"""Endings of what lies beside rasters, and is matched by a glob or pattern such as `*`."""
+"""Endings of sidecar files, which a glob or pattern such as `*` also matches."""
 
 
 @dataclass(frozen=True)
 class Listing:
     """What the inputs are taken from; the names are the command line's.
 
-    With `tokens`, token rasters are taken of folders and globs too.
+    With `tokens`, token rasters in folders and globs are taken too.
     """
 
     arguments: Sequence[str] | None = None
@@ -122,11 +122,11 @@ def bands_of(options: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise `UsageError` for what is no folder of a file system, such as an object store."""
+    """Raise `UsageError` if it is not a folder of a file system, but for example an object store."""
     if (scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder))) or str(folder).startswith("/vsi"):
         raise UsageError(
-            f"--output-dir {folder}: products are put together in place and renamed when they are whole, which an object "
-            "store cannot do. Write to a folder and copy them when they are done, for instance with "
+            f"--output-dir {folder}: products are assembled in place and renamed when complete, which an object store "
+            "cannot do. Write to a local folder and copy finished products, for instance with "
             f"{'aws s3 mv' if scheme and scheme[0] == 's3:/' else 'rclone move'}; their paths are printed one by one."
         )
     try:
@@ -149,7 +149,7 @@ def _share(shard: str | None) -> slice:
 
 
 class _Expansion:
-    """Expands arguments, folders, globs and lists; counts what it leaves out because tmtool wrote it."""
+    """Expands arguments, folders, globs and lists; counts the files that it skips because tmtool wrote them."""
 
     def __init__(self, listing: Listing) -> None:
         self._listing = listing
@@ -161,7 +161,7 @@ class _Expansion:
         if self._listing.files_from is not None:
             yield from self._expand(_entries(self._listing.files_from, self._listing.null))
         if self._skipped:
-            _log.debug("Not taken as input: %d products, work files and sidecars of folders and globs.", self._skipped)
+            _log.debug("Not taken as input: %d products, work files and sidecars in folders and globs.", self._skipped)
 
     def _expand(self, arguments: Iterable[str]) -> Iterator[tuple[str, Path]]:
         for argument in arguments:
@@ -180,7 +180,7 @@ class _Expansion:
         paths = sorted(str(path) for path in _inside(Path(argument), listing))
         if not paths:
             names = listing.pattern or " ".join(f"*{ending}" for ending in _RASTERS)
-            hint = "" if listing.recursive else " Folders inside it are looked into with --recursive."
+            hint = "" if listing.recursive else " --recursive also searches its subfolders."
             raise InputError(f"{argument}: holds no raster ({names}).{hint}")
         return self._foreign(argument, paths)
 
@@ -197,7 +197,7 @@ class _Expansion:
         if not foreign:
             raise InputError(
                 f"{argument}: holds nothing but tmtool's own products, work files and sidecars ({len(paths)}), which are "
-                "not taken of folders and globs. If they are meant, name each file."
+                "not taken from folders and globs. To use them, name each file."
             )
         return foreign
 
@@ -285,9 +285,9 @@ def _stem(path: str) -> str:
 
 
 def _as_file_name(stem: str, path: str) -> str:
-    """Replace by `_` what no product's name can hold, and warn of it: control characters, ends of lines, and what is not UTF-8.
+    """Replace control characters, line ends and invalid UTF-8, which product names cannot hold, by `_`, with a warning.
 
-    Where `path` is no file, but names a part of one to GDAL, its `:` and `"` are GDAL's syntax and replaced too.
+    If `path` is not a file but a GDAL name such as a subdataset's, its `:` and `"` are syntax and are replaced too.
     """
     syntax = "" if os.path.exists(path) or path.startswith("/vsi") else ':"'
     bad = {c for c in stem if c in syntax or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")}
@@ -296,6 +296,9 @@ def _as_file_name(stem: str, path: str) -> str:
     name = "".join("_" if c in bad else c for c in stem)
     shown = " ".join(ascii(c) for c in sorted(bad))
     _log.warning(
-        "%s: products are named %s_..., with _ for %s, which no file name should hold", ascii(path), name, shown
+        "%s: products are named %s_..., with _ in place of %s, which file names should not contain",
+        ascii(path),
+        name,
+        shown,
     )
     return name

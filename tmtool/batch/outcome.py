@@ -1,4 +1,4 @@
-"""What became of each scene of a run, for standard output, the report and the closing lines."""
+"""The outcome of each scene of a run, for standard output, the report and the summary."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ STATUSES = ("planned", "done", "skipped", "kept", "failed", "invalid")
 
 @dataclass
 class Outcome:
-    """What became of one scene: its status (one of `STATUSES`), and why if that needs saying."""
+    """The outcome of one scene: its status (one of `STATUSES`), and a reason where one is needed."""
 
     scene: Scene
     status: str
@@ -43,7 +43,7 @@ class Outcome:
         return list(planned(self.prepared).values()) if self.prepared and not self.bad else []
 
     def facts(self) -> dict[str, Any]:
-        """Return everything about it that may be told, ready for JSON."""
+        """Return the outcome as JSON-ready values, without secrets."""
         said: dict[str, Any] = {
             "status": self.status,
             "inputs": [path for _, path in self.scene.inputs],
@@ -90,7 +90,7 @@ class Tally:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Return how many scenes came to which end, those that occur."""
+        """Return the number of scenes by status, for the statuses that occur."""
         found = {status: sum(o.status == status for o in self.outcomes) for status in STATUSES}
         return {status: count for status, count in found.items() if count}
 
@@ -108,7 +108,7 @@ class Tally:
         return "\n".join(lines)
 
     def write(self, path: Path, ended_by: str) -> None:
-        """Write the report of the run, whole or not at all. Raises `OutputError`."""
+        """Write the report of the run, by an atomic rename, or directly into a pipe or device. Raises `OutputError`."""
         report = {
             "tool": "tmtool",
             "version": __version__,

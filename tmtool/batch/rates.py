@@ -1,4 +1,4 @@
-"""How fast this machine is: as the last run of its kind measured, or by its cores and instructions. Imports no torch."""
+"""How fast this machine is: measured by the last run of the same kind, or estimated from its processor. Imports no torch."""
 
 import json
 import logging
@@ -104,7 +104,7 @@ class Meter:
         self._folder = self._folder or str(prepared.scene.folder.absolute())
 
     def remember(self) -> None:
-        """Write down the rate of the run, for estimates of others of its kind; where it cannot be, only they suffer."""
+        """Save the rate of the run for estimates of later runs of its kind; a failure to save is only logged."""
         if not self._tflop or not self._seconds:
             return
         when = time.strftime("%Y-%m-%d %H:%M")
@@ -116,7 +116,7 @@ class Meter:
             part.write_text(json.dumps({key: asdict(rate) for key, rate in known.items()}, indent=1))
             part.replace(_store())
         except OSError as error:
-            _log.debug("what the run measured is not remembered: %s", error)
+            _log.debug("the rate measured by this run could not be saved: %s", error)
 
 
 def _key(job: Job, machine: str) -> str:

@@ -1,4 +1,4 @@
-"""Many scenes: check all, run those that are not done, say what became of each."""
+"""Many scenes: check all, run those that are not done, report the outcome of each."""
 
 import logging
 import shutil
@@ -27,7 +27,7 @@ _LOOK_AGAIN_S = 1.0
 """How long to wait before looking again at scenes that other processes work on."""
 
 _FOR_ALL = (errors.DeviceError, errors.WeightsError, errors.ClusterError)
-"""Errors of what no scene can do without: they end the run."""
+"""Errors that concern every scene: they end the run."""
 
 
 def run_batch(
@@ -37,10 +37,10 @@ def run_batch(
     tell: Callable[[Outcome], None] = lambda _: None,
     reporter: Reporter | None = None,
 ) -> Tally:
-    """Run `job` over the scenes that are not done, and return what became of each; `tell` hears of it as it happens.
+    """Run `job` over the scenes that are not done, and return the outcome of each; `tell` is called with each as it happens.
 
     Every scene is checked before a model is loaded. Processes that share an output folder share the work. A bad scene is
-    an outcome, not an error. Raises `UsageError`, and `DeviceError`, `WeightsError` and `ClusterError`, which no scene can do without.
+    an outcome, not an error. Raises `UsageError`, `DeviceError`, `WeightsError` and `ClusterError`, which concern every scene.
 
     Example: `run_batch(Job(Generate(("LULC",))), list_scenes(Listing(["scenes/"]), Path("out"))).exit_code`
     """
@@ -51,7 +51,7 @@ def run_batch(
         _log.warning("%s", notice)
     tally = Tally()
     if policy.report:
-        tally.write(policy.report, "nothing yet")  # that it cannot be written is better known now
+        tally.write(policy.report, "nothing yet")  # if it cannot be written, fail now
     ended_by = "an error"
     try:
         with ExitStack() as stack:
@@ -185,7 +185,7 @@ class _Batch:
                 for path in prepared.targets:
                     if (other := by_target.setdefault(path, scene)) is not scene:
                         raise errors.UsageError(
-                            f"{scene.path}: would write {path}, as {other.path} does; run it apart."
+                            f"{scene.path}: would write {path}, as {other.path} does; run it separately with another --output-dir."
                         )
             except errors.TmtoolError as error:
                 self._failed(Outcome(scene, "invalid", error=error))
@@ -199,7 +199,7 @@ class _Batch:
         return ready
 
     def _is_due(self, prepared: Prepared) -> bool:
-        """Whether a scene is to be run: not if its products are there, or stand in the way."""
+        """Whether a scene is to be run: not if its products exist, or other files have their names."""
         try:
             status = self._status(prepared)
         except errors.TmtoolError as error:
@@ -217,14 +217,14 @@ class _Batch:
             self._tell(Outcome(prepared.scene, "kept", prepared, why=status.why))
             return False
         in_the_way = errors.OutputError(
-            f"{status.why}. Use --overwrite or --stale redo to make it again, --stale keep to leave it, or another "
+            f"{status.why}. Use --overwrite or --stale redo to replace it, --stale keep to leave it, or another "
             "--output-dir."
         )
         self._failed(Outcome(prepared.scene, "invalid", prepared, error=in_the_way))
         return False
 
     def _tidy(self, prepared: Prepared) -> None:
-        """Remove what a run that died just after giving products their names left beside them."""
+        """Remove the leftovers of a run that died just after it committed its products."""
         folder, name = prepared.scene.folder, self._claim_name(prepared)
         if self.policy.dry_run or not (leftovers(prepared, self.job.task.name) or owner(folder, name)):
             return
@@ -280,7 +280,7 @@ class _Batch:
 
     @contextmanager
     def _scene_of(self, prepared: Prepared, held: Claim) -> Iterator[None]:
-        """Release the claim if what is done with a scene fails, which is the scene's own matter if others can go on."""
+        """Release the claim if work on a scene fails; record the failure as the scene's outcome if other scenes can continue."""
         try:
             yield
         except _FOR_ALL:
@@ -294,7 +294,7 @@ class _Batch:
             raise
 
     def _trying(self, call: Callable[[], SceneRun]) -> SceneRun:
-        """Call, and again after an error that may pass, as often as --retries allows."""
+        """Call, and retry after an error that may be temporary, as often as --retries allows."""
         for attempt in range(1, self.policy.retries + 1):
             try:
                 return call()
@@ -328,7 +328,7 @@ class _Batch:
             raise _FailedFast
 
     def _tell(self, outcome: Outcome) -> None:
-        """Say on standard output and in the log what became of a scene."""
+        """Report the outcome of a scene to the listener and the log."""
         self.tally.outcomes.append(outcome)
         if outcome.why:
             _log.info("%s: %s, %s", outcome.scene.stem, outcome.status, outcome.why)
@@ -357,4 +357,4 @@ def _log_result(outcome: Outcome) -> None:
     }
     waits = ", ".join(f"{100 * s / whole:.0f} % {words[what]}" for what, s in result.stalls.items())
     busy = 100 * result.model_seconds / whole
-    _log.debug("%s: of %.1f s waited %s; the model was busy for %.0f %%", stem, whole, waits, busy)
+    _log.debug("%s: %.1f s, of which waiting %s; the model was busy for %.0f %%", stem, whole, waits, busy)

@@ -12,7 +12,7 @@ from tmtool.names import shown
 
 
 class _Commands(TyperGroup):
-    """The commands. What a message about the command line quotes of it is told without secrets."""
+    """The commands. Secrets are removed from what a message quotes of the command line."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

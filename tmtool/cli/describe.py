@@ -92,7 +92,7 @@ def _text(facts: dict[str, Any]) -> str:
         f"  disk          {size_text(facts['disk_bytes'])} at most while it runs",
     ]
     lines += [f"  time          {duration(s):>10}  {name}" for name, s in facts["seconds"].items()]
-    return "\n".join([*lines, "  (times are rough: arithmetic of the job over the rate that a device sustains)"])
+    return "\n".join([*lines, "  (times are rough: the job's operations divided by the rate that a device sustains)"])
 
 
 def _value_facts(values: BandValues) -> dict[str, Any]:

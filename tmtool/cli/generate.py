@@ -23,9 +23,9 @@ def generate(
 ) -> None:
     """Generate modalities from a raster: radar, land cover, elevation, ... as georeferenced COGs.
 
-    Writes `{stem}_{MODALITY}.tif` for each of --out and prints their paths. Of --out coords (the places that the model takes
-    tiles for) and --out caption (texts; --model v01-base) `{stem}_coords.geojson`, with a feature a tile. --in coords tells
-    the model where tiles lie.
+    Writes `{stem}_{MODALITY}.tif` for each of --out and prints their paths. For --out coords (where the model thinks that
+    tiles lie) and --out caption (texts; --model v01-base) it writes `{stem}_coords.geojson` and `{stem}_caption.geojson`,
+    with one feature per tile. --in coords gives the model the location of each tile.
 
     Example: tmtool generate Santiago.tif --out S1GRD,LULC
 

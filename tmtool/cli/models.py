@@ -112,7 +112,7 @@ def fetch(
 ) -> None:
     """Fetch the files that a job uses, and no others, into the hub's cache.
 
-    A broken connection is taken up where it broke; files that are complete are never fetched again.
+    An interrupted download is resumed; complete files are never fetched again.
 
     Example: tmtool models fetch base --for generate --out S1GRD,LULC
     """
@@ -176,7 +176,7 @@ def _files(spec: "ModelSpec") -> "tuple[WeightFile, ...]":
 
 
 def _spec(model: str, task: str, in_: str, out: str, coords: bool) -> "ModelSpec":
-    """Return what a job of this task computes, as far as it decides which files it uses."""
+    """Return the part of a job of this task that decides which files it uses."""
     from tmtool import models
     from tmtool.errors import UsageError
     from tmtool.modality import find

@@ -30,7 +30,7 @@ Recursive = Annotated[
     typer.Option(
         "--recursive",
         rich_help_panel=IO,
-        help="Look into the folders of an input folder too, and mirror them under --output-dir.",
+        help="Also search the subfolders of an input folder, and mirror them under --output-dir.",
     ),
 ]
 Pattern = Annotated[
@@ -40,7 +40,7 @@ Pattern = Annotated[
         metavar="GLOB",
         rich_help_panel=IO,
         show_default="the endings of rasters",
-        help="Of input folders, take the files with such names only, as in '*_10m.tif'.",
+        help="In input folders, take only files whose names match, as in '*_10m.tif'.",
     ),
 ]
 FilesFrom = Annotated[
@@ -49,7 +49,7 @@ FilesFrom = Annotated[
         "--files-from",
         metavar="F",
         rich_help_panel=IO,
-        help="Take inputs from this list too, one a line; - is standard input.",
+        help="Also take inputs from this list, one per line; - is standard input.",
     ),
 ]
 Null = Annotated[
@@ -74,8 +74,8 @@ Out = Annotated[
         "--out",
         metavar="MOD,...",
         rich_help_panel=IO,
-        help=f"Modalities to generate, in order; each conditions the next. Of {', '.join(OUTPUTS)}; also coords and caption, "
-        "which are said of each tile.",
+        help=f"Modalities to generate, in order; each conditions the next. Choose from {', '.join(OUTPUTS)}; "
+        "also coords and caption, one for each tile.",
     ),
 ]
 In = Annotated[
@@ -117,7 +117,7 @@ OutputDir = Annotated[
         metavar="DIR",
         rich_help_panel=IO,
         envvar="TMTOOL_OUTPUT_DIR",
-        help="Folder of the products.",
+        help="Folder for the products.",
     ),
 ]
 Overwrite = Annotated[
@@ -126,7 +126,7 @@ Overwrite = Annotated[
         "--overwrite",
         rich_help_panel=IO,
         envvar="TMTOOL_OVERWRITE",
-        help="Make and replace products that exist. Else scenes whose products are there are skipped; see --stale.",
+        help="Replace existing products. Without it, scenes whose products exist are skipped; see --stale.",
     ),
 ]
 S2Offset = Annotated[
@@ -136,7 +136,7 @@ S2Offset = Annotated[
         metavar="N",
         rich_help_panel=IO,
         show_default="the file's metadata, else 0",
-        help="What was added to Sentinel-2's DN (1000 since baseline 04.00); it is subtracted.",
+        help="Offset contained in Sentinel-2's DN (1000 since baseline 04.00); it is subtracted on reading.",
     ),
 ]
 Model = Annotated[
@@ -224,7 +224,7 @@ BatchSize = Annotated[
         metavar="N",
         rich_help_panel=_MODEL,
         envvar="TMTOOL_BATCH_SIZE",
-        help="Tiles a model call, or auto.",
+        help="Tiles per batch, or auto.",
     ),
 ]
 MaxMemory = Annotated[
@@ -235,7 +235,7 @@ MaxMemory = Annotated[
         rich_help_panel=_MODEL,
         envvar="TMTOOL_MAX_MEMORY",
         show_default="what is free, or a cgroup's limit",
-        help="Most of the host's memory to use, such as 8G or 1.5GiB: batches are made to fit, by an estimate.",
+        help="Limit on the host's memory, such as 8G or 1.5GiB: the batch size is chosen to fit, by an estimate.",
     ),
 ]
 Seed = Annotated[
@@ -244,7 +244,7 @@ Seed = Annotated[
         "--seed",
         rich_help_panel=_SAMPLING,
         envvar="TMTOOL_SEED",
-        help="Same seed, same pixels: however the scene is cut or run.",
+        help="The same seed gives the same pixels, however the scene is divided or run.",
     ),
 ]
 TopP = Annotated[
@@ -252,18 +252,18 @@ TopP = Annotated[
     typer.Option(
         "--top-p",
         rich_help_panel=_SAMPLING,
-        help="Draw tokens from the likeliest that make up this probability; 0 is no limit.",
+        help="Sample from the most likely tokens that make up this probability; 0 is no limit.",
     ),
 ]
 TopK = Annotated[
-    int, typer.Option("--top-k", rich_help_panel=_SAMPLING, help="Draw tokens from the K likeliest; 0 is no limit.")
+    int, typer.Option("--top-k", rich_help_panel=_SAMPLING, help="Sample from the K most likely tokens; 0 is no limit.")
 ]
 Temperature = Annotated[
     float,
     typer.Option(
         "--temperature",
         rich_help_panel=_SAMPLING,
-        help="How freely tokens are drawn: above 1 more, 0 the likeliest one.",
+        help="Sampling temperature: above 1 varies more, 0 takes the most likely token.",
     ),
 ]
 DecodingSteps = Annotated[
@@ -271,7 +271,7 @@ DecodingSteps = Annotated[
     typer.Option(
         "--decoding-steps",
         rich_help_panel=_SAMPLING,
-        help="Steps in which a modality's tokens are drawn; each sees what was drawn before.",
+        help="Steps in which a modality's tokens are sampled; each sees the tokens sampled before.",
     ),
 ]
 Timesteps = Annotated[
@@ -284,7 +284,7 @@ ClipSigma = Annotated[
         metavar="K",
         rich_help_panel=_SAMPLING,
         show_default="no clipping",
-        help="Keep decoded values within K standard deviations of the mean; 1 is what TerraTorch does.",
+        help="Clip decoded values to K standard deviations around the mean; TerraTorch uses 1.",
     ),
 ]
 Crop = Annotated[
@@ -359,8 +359,8 @@ Layer = Annotated[
         "--layer",
         metavar="N,...",
         rich_help_panel=_EMBEDDING,
-        help="Layers of the encoder, one product each: from 0 (base: to 11, large: to 23), or -1, -2, ... from the end. The last one "
-        "comes after the encoder's final norm.",
+        help="Encoder layers, one product each: counted from 0 (to 11 for base, 23 for large), or from the end as -1, -2, ... "
+        "The last one is taken after the encoder's final norm.",
     ),
 ]
 Merge = Annotated[
@@ -368,7 +368,7 @@ Merge = Annotated[
     typer.Option(
         "--merge",
         rich_help_panel=_EMBEDDING,
-        help="How the vectors of several modalities become one; dict: one product each, `{stem}_embed_{MODALITY}`.",
+        help="How the vectors of several modalities are merged into one; dict: one product each, `{stem}_embed_{MODALITY}`.",
     ),
 ]
 Bands = Annotated[
@@ -396,7 +396,7 @@ Coords = Annotated[
     typer.Option(
         "--coords",
         rich_help_panel=_EMBEDDING,
-        help="Tell the model each tile's longitude and latitude; needs a CRS. Not for demo and Prithvi without -tl.",
+        help="Give the model each tile's longitude and latitude; needs a CRS. Not for demo and Prithvi without -tl.",
     ),
 ]
 CheckpointFile = Annotated[
@@ -416,7 +416,7 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         rich_help_panel=_EMBEDDING,
-        help="Number type of the product. int8 is value / scale, the scale of each band being in the file; with --normalize l2 "
+        help="Number type of the product. int8 is value / scale, with each band's scale in the file; with --normalize l2 "
         "it is AlphaEarth's code q, value = sign(q) (q / 127.5)^2. -128 is nodata.",
     ),
 ]
@@ -440,7 +440,7 @@ Pool = Annotated[
     typer.Option(
         "--pool",
         rich_help_panel=_EMBEDDING,
-        help="One vector a patch, or the mean of a tile's (a cell of --stride px) or of the scene's.",
+        help="One vector per patch, or the mean over each tile (a cell of --stride px) or over the scene.",
     ),
 ]
 DryRun = Annotated[
@@ -448,11 +448,11 @@ DryRun = Annotated[
     typer.Option(
         "--dry-run",
         rich_help_panel=_RUN,
-        help="Check all that the run would and list what it would do; load and fetch nothing.",
+        help="Do all checks of a run and list what it would do, without loading a model or fetching weights.",
     ),
 ]
 Json = Annotated[
-    bool, typer.Option("--json", rich_help_panel=_RUN, help="Print a JSON object a scene instead of paths.")
+    bool, typer.Option("--json", rich_help_panel=_RUN, help="Print one JSON object per scene instead of paths.")
 ]
 Resume = Annotated[
     bool,
@@ -460,7 +460,7 @@ Resume = Annotated[
         "--resume/--no-resume",
         rich_help_panel=_RUN,
         envvar="TMTOOL_RESUME",
-        help="Go on with a scene where an earlier run was broken off, or begin it afresh.",
+        help="Resume a scene where an earlier run was interrupted, or start it from the beginning.",
     ),
 ]
 Stale = Annotated[
@@ -469,7 +469,7 @@ Stale = Annotated[
         "--stale",
         rich_help_panel=_RUN,
         envvar="TMTOOL_STALE",
-        help="What to do with products that exist and were made with other parameters, weights or inputs.",
+        help="What to do with existing products that were made with other parameters, weights or inputs.",
     ),
 ]
 Cluster = Annotated[
@@ -479,7 +479,7 @@ Cluster = Annotated[
         metavar="C",
         rich_help_panel=_MODEL,
         envvar="TMTOOL_CLUSTER",
-        help="Compute on Dask workers: local:N processes, local-cuda (one a GPU), tcp://host:8786 or a scheduler file.",
+        help="Compute on Dask workers: local:N processes, local-cuda (one per GPU), tcp://host:8786 or a scheduler file.",
     ),
 ]
 FailFast = Annotated[
@@ -488,25 +488,32 @@ FailFast = Annotated[
 Retries = Annotated[
     int,
     typer.Option(
-        "--retries", metavar="N", min=0, rich_help_panel=_RUN, help="Try a scene again after a disk's errors."
+        "--retries",
+        metavar="N",
+        min=0,
+        rich_help_panel=_RUN,
+        help="Retry a scene up to N times after a read or write error.",
     ),
 ]
 Report = Annotated[
     Path | None,
     typer.Option(
-        "--report", metavar="F", rich_help_panel=_RUN, help="Write what became of all scenes to this JSON file."
+        "--report", metavar="F", rich_help_panel=_RUN, help="Write the outcome of every scene to this JSON file."
     ),
 ]
 LogFormat = Annotated[
     Literal["text", "json"],
     typer.Option(
-        "--log-format", rich_help_panel=_RUN, envvar="TMTOOL_LOG_FORMAT", help="Of standard error and --log-file."
+        "--log-format",
+        rich_help_panel=_RUN,
+        envvar="TMTOOL_LOG_FORMAT",
+        help="Format of standard error and --log-file.",
     ),
 ]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", rich_help_panel=_RUN, help="Only warnings and errors.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", rich_help_panel=_RUN, help="Say more.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", rich_help_panel=_RUN, help="Log only warnings and errors.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", rich_help_panel=_RUN, help="Log more detail.")]
 LogFile = Annotated[
-    Path | None, typer.Option("--log-file", metavar="F", rich_help_panel=_RUN, help="Append the log to this file too.")
+    Path | None, typer.Option("--log-file", metavar="F", rich_help_panel=_RUN, help="Also append the log to this file.")
 ]
 
 
@@ -555,7 +562,7 @@ class ListingOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Where products go, and what becomes of those that are there."""
+    """Where products go, and what happens to existing ones."""
 
     output_dir: OutputDir = Path()
     overwrite: Overwrite = False

@@ -58,7 +58,8 @@ Stds = Annotated[
     ),
 ]
 Probabilities = Annotated[
-    bool, typer.Option("--probabilities", rich_help_panel=_TASK, help="Write `{stem}_prob.tif` too, a band a class.")
+    bool,
+    typer.Option("--probabilities", rich_help_panel=_TASK, help="Write `{stem}_prob.tif` too, one band per class."),
 ]
 ProbabilityType = Annotated[
     Literal["float32", "uint8"],
@@ -112,8 +113,8 @@ def predict(
 ) -> None:
     """Predict with a task that was fine-tuned with TerraTorch: floods, burn scars, crops.
 
-    Writes `{stem}_pred.tif`: classes with their names and colours, or values; of tasks with one answer an image, a pixel
-    a tile. Tiles are the config's `tiled_inference_parameters` unless --crop, --stride or --delta say otherwise.
+    Writes `{stem}_pred.tif`: classes with their names and colours, or values; for tasks with one answer per image, one
+    pixel per tile. Tiles are the config's `tiled_inference_parameters` unless --crop, --stride or --delta say otherwise.
 
     Example: tmtool predict Valencia.tif --config burnscars.yaml --checkpoint best.ckpt
 

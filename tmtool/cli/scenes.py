@@ -1,4 +1,4 @@
-"""What every command that makes products does with its scenes: run them, print what becomes of each."""
+"""What every command that makes products does with its scenes: run them, print the outcome of each."""
 
 import json
 import sys

@@ -41,7 +41,7 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 
 def _stop_at_once(signum: int, frame: FrameType | None) -> None:
-    os._exit(128 + signum)  # nothing needs cleaning up: work files and journals are what a later run goes on with
+    os._exit(128 + signum)  # nothing needs cleaning up: a later run resumes from the work files and journals
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -62,7 +62,7 @@ def command(log_as: "LogOptions | None" = None) -> Iterator[None]:
         log.error("%s", error)
         raise typer.Exit(error.exit_code) from None
     except Stopped as stop:
-        log.error("Stopped by %s. The same command goes on from here.", stop.signal_name)
+        log.error("Stopped by %s. Run the same command again to resume.", stop.signal_name)
         raise typer.Exit(stop.exit_code) from None
     except BrokenPipeError:  # whoever read our output has gone
         raise typer.Exit(errors.EXIT_SOME_FAILED) from None

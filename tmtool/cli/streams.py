@@ -1,4 +1,4 @@
-"""The standard streams: nothing secret leaves by them, and what becomes of a run whose output nobody can take."""
+"""The standard streams: secrets are removed from what is written, and a stream that fails ends the run in one line."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ class OutputLost(OSError):
 class _Stream:
     """Standard output or error: takes secrets out of what is written, and is silent once it has failed.
 
-    That of standard output is an error, that of standard error is not: there is nowhere to tell it.
+    A failure of standard output is an error; one of standard error is not, as there is nowhere left to report it.
     """
 
     def __init__(self, stream: TextIO, vital: bool) -> None:
@@ -46,7 +46,7 @@ class _Stream:
 
 
 def to_nowhere(stream: Any) -> None:
-    """Let a stream end nowhere: the interpreter would try to write what is left, and complain, as it ends."""
+    """Redirect a stream to the null device: else the interpreter tries to flush it as it exits, and complains."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
@@ -54,7 +54,7 @@ def to_nowhere(stream: Any) -> None:
 
 @contextmanager
 def standard_streams() -> Iterator[None]:
-    """Use the standard streams with care; ends the process with one line where an error is not a command's own.
+    """Guard the standard streams; an error that no command handles ends the process with one line.
 
     A stream that the caller closed is as good as one that leads nowhere. Paths are written as the bytes that they are.
     """
@@ -68,7 +68,7 @@ def standard_streams() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()  # now, while an error can be told
+            sys.stdout.flush()  # now, while an error can be reported
     except BrokenPipeError:
         sys.exit(errors.EXIT_SOME_FAILED)
     except Exception as error:
@@ -82,11 +82,11 @@ def unforeseen(error: Exception) -> str:
     """Return one line about an error that nothing else has turned into a message."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, OutputLost):
-        return f"standard output cannot be written to ({error.strerror}). What is done is whole, and need not be done again."
+        return f"standard output cannot be written to ({error.strerror}). Finished products are complete and need not be made again."
     if isinstance(error, (MemoryError, ImportError)) and (limit := address_limit()):
         return f"no room in memory ({text}). ulimit -v allows {limit / 1e9:.1f} GB: allow more."
     if isinstance(error, MemoryError):
         return "out of memory. Use a smaller --model or --crop, or see what --max-memory allows."
     if isinstance(error, OSError) and error.strerror:
-        return f"the system refuses what is needed ({text}). -v shows where."
+        return f"the operating system refused an operation ({text}). -v shows where."
     return f"internal error, {type(error).__name__}: {text}. Please report it, with what -v shows."

@@ -13,7 +13,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory, as it does when it is not told otherwise; return whether it was told to.
+    """Let glibc keep freed memory, as it does by default; return whether that was set.
 
     - Why: Dask sets `MALLOC_TRIM_THRESHOLD_` for its workers, after which every tensor on a CPU is mapped and unmapped: a
       tile takes three times as long. These are the thresholds that glibc comes to by itself.

@@ -55,10 +55,10 @@ class _PipelineCond:
 
 
 class _Whole(MetaPathFinder):
-    """Finds nothing; but when terratorch is asked for, lets go of its modules that are here, so that it comes whole."""
+    """Finds nothing; but when terratorch is imported, drops its stand-in modules first, so that it is imported whole."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        """Hear what is asked for."""
+        """Watch for the import of terratorch; find nothing."""
         if name == _PACKAGES[0]:
             sys.meta_path.remove(self)
             for module in _loaded():
@@ -113,7 +113,7 @@ def terramind_modules(names: Sequence[str]) -> list[Any]:
       of TerraMind is read. Nothing of that is used here. So while TerraMind's own modules are imported, empty packages
       stand where the ones above them would run their `__init__`, and what only training or other models need is put off
       until it is used. Afterwards these stand-ins are gone from `sys.modules`, and whoever imports terratorch gets it
-      whole, TerraMind anew.
+      whole, with TerraMind imported again.
     - Uses: where its packages lie, and the names that TerraMind imports from its registries, torchvision and its own
       pipeline and U-ViT.
     - Without it, as with a terratorch laid out otherwise: terratorch is imported whole. The classes are the same.
@@ -158,7 +158,7 @@ def embed_without_waiting(unet: Any) -> bool:
     own = getattr(unet, "timestep_embedding", None)
     steps = torch.tensor([0, 7, 999])
     if own is None or not all(torch.equal(own(steps, dim), _timestep_embedding(steps, dim)) for dim in (32, 33)):
-        _log.debug("terratorch's U-Net embeds its timesteps itself: it is another one than was known")
+        _log.debug("terratorch's U-Net embeds its timesteps itself: its function is not the one that tmtool knows")
         return False
     unet.timestep_embedding = _timestep_embedding
     return True

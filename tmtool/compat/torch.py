@@ -76,7 +76,7 @@ def _nn() -> Any:
 def compiler_errors() -> tuple[type[Exception], ...]:
     """Return what `torch.compile` raises when it cannot compile a function, for `except`.
 
-    - Why: that is the machine's matter, lack of a C++ compiler for one, and can be told in a line with its cure.
+    - Why: the cause is the machine, such as a missing C++ compiler, and a one-line message can name the cure.
     - Uses: `TorchDynamoException` of `torch._dynamo.exc`, which all of them derive from.
     - Without it: nothing is caught, and the error keeps its traceback. Not its base, `RuntimeError`: that is also how
       a device says that its memory is exhausted.

@@ -1,1 +1,1 @@
-"""How bytes get safely to disk: work file, journal, atomic names; one file a format."""
+"""How bytes get safely to disk: work file, journal, atomic rename; one module per format."""

@@ -34,7 +34,7 @@ def convert(work: Work, path: Path) -> None:
 
 
 def read_tags(path: Path) -> dict[str, str]:
-    """Return the tags of a COG; raises `ProductError` if it is no valid one, or cut off."""
+    """Return the tags of a COG; raises `ProductError` if it is invalid or truncated."""
     try:
         with quiet(), rasterio.open(path) as src:
             last = Window(src.width - 1, src.height - 1, 1, 1)  # it lies at the end of the file
@@ -42,7 +42,7 @@ def read_tags(path: Path) -> dict[str, str]:
             tags: dict[str, str] = src.tags()
         _check_layout(path)
     except RasterioError as error:
-        raise ProductError(f"{path}: is damaged or cut off ({error}).") from error
+        raise ProductError(f"{path}: is damaged or truncated ({error}).") from error
     return tags
 
 
@@ -121,7 +121,7 @@ def _check_layout(path: Path) -> None:
     with quiet():
         valid, errors, notes = cog_validate(path, strict=True, quiet=True)
     if not valid:
-        raise ProductError(f"{path}: is no valid COG: {'; '.join([*errors, *notes])}.")
+        raise ProductError(f"{path}: is not a valid COG: {'; '.join([*errors, *notes])}.")
 
 
 def _write_categories(path: Path, names: Sequence[str]) -> None:

@@ -104,7 +104,7 @@ def _degrees(grid: Grid, xy: NDArray[np.float64]) -> NDArray[np.float64]:
     try:
         lon, lat = transform(grid.crs, "EPSG:4326", xy[..., 0].ravel(), xy[..., 1].ravel())
     except RasterioError as error:
-        raise ProductError(f"{grid.crs}: cannot be brought to longitude and latitude ({error}).") from error
+        raise ProductError(f"{grid.crs}: cannot be transformed to longitude and latitude ({error}).") from error
     return np.stack([lon, lat], axis=-1).reshape(xy.shape)
 
 
@@ -135,9 +135,9 @@ def geojson_tags(path: Path) -> dict[str, str]:
             last = file.read()
         tags = json.loads(first + b"]}").get("tags")
     except (OSError, ValueError, AttributeError) as error:
-        raise ProductError(f"{path}: is damaged or cut off ({error}).") from error
+        raise ProductError(f"{path}: is damaged or truncated ({error}).") from error
     if last != b"\n]}\n" or not isinstance(tags, dict):
-        raise ProductError(f"{path}: is damaged, cut off, or no product of tmtool.")
+        raise ProductError(f"{path}: is damaged, truncated, or not a product of tmtool.")
     return tags
 
 

@@ -67,7 +67,7 @@ def read_tags(path: Path) -> dict[str, str]:
     try:
         metadata = pq.read_metadata(path).metadata or {}
     except (OSError, ArrowException) as error:
-        raise ProductError(f"{path}: is damaged or cut off ({error}).") from error
+        raise ProductError(f"{path}: is damaged or truncated ({error}).") from error
     return {key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"}
 
 

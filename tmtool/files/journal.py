@@ -1,8 +1,8 @@
-"""How far a scene is: which rows of its products are safely on disk, so that the same command can go on from there.
+"""The journal of a scene: which rows of its products are safely on disk, so that the same command can resume there.
 
-A journal is a file of JSON lines. The first says what is being made and how; each further one that all product rows that
-begin above a source row are written and synced, with a checksum of what was added. It is written after the data, and
-every line carries a checksum of its own: what a crash leaves of a line does not count.
+A journal is a file of JSON lines. The first says what is made and how. Each further line is a record: all product rows that
+begin above a source row are written and synced, and the checksum of the rows since the record before. A record is appended
+after its data is synced, and every line carries its own checksum, so a line that a crash cut short is ignored.
 """
 
 import json
@@ -33,14 +33,14 @@ class Record:
 
 @dataclass
 class Journal:
-    """The journal at `path`: `header` says what is made and how, `records` how far it is."""
+    """The journal at `path`: `header` says what is made and how, `records` how far the run has come."""
 
     path: Path
     header: Mapping[str, Any]
     records: list[Record] = field(default_factory=list)
 
     def begin(self) -> None:
-        """Write the header and the records that are still good, in place of whatever was there."""
+        """Write the header and the records, and replace the old journal by an atomic rename."""
         part = self.path.with_name(f"{self.path.name}.part")
         with _reported(self.path), part.open("w") as file:
             file.writelines([_line(self.header), *(_line(vars(record)) for record in self.records)])
@@ -49,7 +49,7 @@ class Journal:
         part.replace(self.path)
 
     def add(self, record: Record) -> None:
-        """Append a record and wait until it is on disk. The data must be there before."""
+        """Append a record and sync it. Its data must be synced before."""
         with _reported(self.path), self.path.open("a") as file:
             file.write(_line(vars(record)))
             file.flush()
@@ -57,7 +57,7 @@ class Journal:
         self.records.append(record)
 
     def remove(self) -> None:
-        """Remove it: the scene is done, or is given up."""
+        """Remove the journal: the scene is done or abandoned."""
         self.path.unlink(missing_ok=True)
 
 
@@ -67,7 +67,7 @@ def journal_path(folder: Path, stem: str, task: str) -> Path:
 
 
 def read(path: Path) -> Journal | None:
-    """Return the journal at `path` as far as it is whole; None if there is none or its header is damaged."""
+    """Return the journal at `path` up to its last intact line; None if there is none or its header is damaged."""
     try:
         lines = path.read_text(errors="replace").splitlines(keepends=True)
     except OSError:
@@ -100,7 +100,7 @@ def _content(line: str) -> dict[str, Any] | None:
 
 
 class _reported:
-    """Turns the disk's errors into one that names the journal."""
+    """Turns an `OSError` into a `DiskError` that names the journal."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,7 +1,7 @@
 """Rows to files: a work file in the output folder, then a format's conversion of it, then the final name.
 
 The work file is an uncompressed striped GeoTIFF, so rows are written once, in place and as they come; empty parts take no
-space. A format turns it into the product. Until `commit` nothing carries a final name.
+space. A format converts it to the product. Nothing has its final name before `commit`, which is an atomic rename.
 """
 
 import contextlib
@@ -134,7 +134,7 @@ class Work:
 
 
 def valid_in(values: NDArray[Any], layout: Layout) -> BoolArray:
-    """Return which pixels `(h, W)` of a work file's rows `(bands, h, W)` hold data: those that do not have it have none."""
+    """Return which pixels `(h, W)` of a work file's rows `(bands, h, W)` hold data, by their nodata value."""
     _, nodata = layout.work
     return np.asarray(~np.isnan(values).all(axis=0) if math.isnan(nodata) else (values != nodata).any(axis=0), np.bool_)
 
@@ -155,7 +155,7 @@ class Format:
 class ProductWriter:
     """Writes one product. Call `write` for all rows, then `build`, then `commit`; `discard` removes whatever is left.
 
-    `checkpoint` brings what was written to disk; `resume` goes on with the work file of a run that was broken off. `write`
+    `checkpoint` syncs what was written; `resume` continues the work file of an interrupted run. `write`
     and `build` may be called from another thread than the one that made the writer, one at a time.
     """
 
@@ -169,7 +169,7 @@ class ProductWriter:
         self._checksum = 0
 
     def create(self) -> None:
-        """Begin an empty work file in place of what lies there, but for what was set aside."""
+        """Begin an empty work file in place of leftovers; files renamed by `set_aside` stay."""
         for path in (self._work, self._built):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -193,13 +193,13 @@ class ProductWriter:
         )
 
     def resume(self) -> None:
-        """Go on with the work file that is there. Raises `ProductError` if it is not one of this product."""
+        """Continue an existing work file. Raises `ProductError` if it is not one of this product."""
         if self._built.is_dir():
             shutil.rmtree(self._built)
         self._open("r+")
         found = (self._dst.shape, self._dst.count, self._dst.dtypes[0])
         if found != (self.grid.shape, len(self.layout.bands), self.layout.work[0]):
-            raise ProductError(f"{self._work}: is no work file of {self.path}.")
+            raise ProductError(f"{self._work}: is not a work file of {self.path}.")
 
     def _open(self, mode: str, **profile: Any) -> None:
         try:
@@ -248,7 +248,7 @@ class ProductWriter:
         return checksum
 
     def keep(self) -> None:
-        """Let go of the work file but leave it, for a later run to go on with."""
+        """Close the work file but keep it, for a later run to resume."""
         if self._dst is not None:
             self._dst.close()
 
@@ -284,7 +284,7 @@ class ProductWriter:
         shutil.rmtree(old, ignore_errors=True)
 
     def set_aside(self) -> None:
-        """Rename the work file, which is of another run. It is removed when this one is done."""
+        """Rename the work file of a run that is not resumed. It is removed when this run is done."""
         if self._work.exists():
             self._work.replace(self._work.with_name(f"{self._token}.aside.tif"))
 
@@ -301,7 +301,7 @@ class ProductWriter:
 
     @staticmethod
     def work_files(path: Path) -> list[Path]:
-        """Return what lies there without a final name of the product that will lie at `path`."""
+        """Return the existing work files, which have no final name yet, of the product at `path`."""
         return list(path.parent.glob(f"{glob.escape(f'{WORK_PREFIX}{path.name}')}.*"))
 
     def _disk_error(self, error: Exception) -> DiskError:
@@ -318,7 +318,7 @@ class ProductWriter:
         )
 
     def _refusal(self) -> OSError | None:
-        """Return what the system says to a file of this size, which GDAL keeps to itself; None if it takes one now."""
+        """Return the system's error on writing a file of this size, which GDAL hides; None if it can be written now."""
         probe = self.path.with_name(f"{self._token}.probe")
         height, width = self.grid.shape
         size = len(self.layout.bands) * height * width * np.dtype(self.layout.work[0]).itemsize

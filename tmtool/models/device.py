@@ -55,7 +55,7 @@ class Compute:
 
 
 def resolve(device: str = "auto", precision: str = "auto", compile: str = "auto") -> Compute:
-    """Turn what was asked for into what this machine has; raises `DeviceError` with what it does have.
+    """Resolve the options to a device, precision and compiling; a `DeviceError` says what this machine has.
 
     `device` may name several of one kind, with commas. `compile` auto is off: on a CPU it gains 3 % for the U-Net and 5 %
     for the encoder (base in bf16), and takes a minute and a half to begin; on CUDA its gain has not been measured.
@@ -63,7 +63,9 @@ def resolve(device: str = "auto", precision: str = "auto", compile: str = "auto"
     check_room_for_torch()
     names = [_device(name) for name in device.lower().split(",")]
     if len({name.partition(":")[0] for name in names}) > 1:
-        raise DeviceError(f"--device {device}: devices of one kind only, or pixels would depend on which made them.")
+        raise DeviceError(
+            f"--device {device}: devices of one kind only, as pixels would otherwise depend on the device."
+        )
     if len(set(names)) < len(names) and names[0] != "cpu":
         raise DeviceError(f"--device {device}: names a device twice.")
     precisions = {_precision(precision.lower(), name) for name in names}
@@ -142,7 +144,7 @@ def _has_bf16(device: str) -> bool:
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:
-    """Return what an x86 processor says that it can, in Linux's words; nothing elsewhere."""
+    """Return the CPU flags of an x86 processor, as Linux names them; empty elsewhere."""
     info = Path("/proc/cpuinfo")
     if platform.machine() not in ("x86_64", "AMD64") or not info.exists():
         return frozenset()

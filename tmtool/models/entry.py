@@ -1,4 +1,4 @@
-"""What a model says of itself, and what exactly is asked of it for the scenes of a run. Nothing heavy is imported here."""
+"""The facts of a model, and what exactly a run asks of it for its scenes. Nothing heavy is imported here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,7 +98,7 @@ class ModelEntry:
     dim: int = 768
     depth: int = 12
     tiling: tuple[int, int, int] | None = None
-    """Crop, stride and delta in px that suit it, where they are not those of TerraMind."""
+    """Default crop, stride and delta in px, where they are not those of TerraMind."""
     bands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Bands that it takes of a modality, where that is not all of them."""
     dates: int = 1
@@ -110,7 +110,7 @@ class ModelEntry:
     tunable: bool = True
     """Whether a fine-tuned checkpoint's weights can take the place of its own."""
     notice: str = ""
-    """What a user has to be told on every run, and what provenance says."""
+    """A warning that every run shows and that provenance records."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """Why an output that other models make is not offered."""
     licence: str = "Apache-2.0"

@@ -1,7 +1,7 @@
-"""What a file of weights says of itself: its tensors' names and shapes, read without torch and without the tensors.
+"""Headers of weight files: the names and shapes of their tensors, read without torch and without the tensors.
 
-A damaged or foreign file is known by that in milliseconds, before a scene begins. Nothing in the file is run: the pickle of
-a file that `torch.save` wrote is read with stand-ins for all that it names.
+They show a damaged or foreign file in milliseconds, before a scene begins. Nothing in the file is run: the pickle in a file
+that `torch.save` wrote is read with stand-ins for every class and function that it names.
 """
 
 import json
@@ -121,7 +121,7 @@ def _tensors(content: object, checkpoint: bool) -> dict[str, "_Tensor"]:
 
 
 def _looks_like(file: IO[bytes], expected: str) -> _Otherwise:
-    """Say what a file is that is not what its name says."""
+    """Say what kind of file it is, if it is not what its name says."""
     file.seek(0)
     begin = file.read(64)
     if not begin:
@@ -211,6 +211,6 @@ class _Outline(pickle.Unpickler):
         return _KNOWN.get(called) or type(name.rpartition(".")[2], (_Foreign,), {"called": called})
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """Return what is told of a storage: `("storage", type, entry, device, count of values)`."""
+        """Return the description of a storage: `("storage", type, entry, device, count of values)`."""
         _, kind, key, _, count = pid
         return _Storage(str(key), math.prod((count, _ITEM_BYTES.get(kind.__name__, 1))))

@@ -1,4 +1,4 @@
-"""How much of the host's memory models take: an estimate, since a host does not say when it has too little.
+"""How much of the host's memory models take: an estimate, since a host gives no error when it runs out.
 
 Estimates / measured peaks in 10**6 bytes, tiles of 256 px one at a time, weights from files: generate S1GRD,LULC of S2L2A base
 fp32 4016 / 3495, bf16 2765 / 2857, demo 1245 / 1089; tokenize 1552 / 1295; embed S2L2A 1516 / 1236. Peaks hold pages of

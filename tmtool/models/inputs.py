@@ -79,12 +79,12 @@ class Base:
         return (x - mean) / std
 
     def sent(self, values: NDArray[Any]) -> Tensor:
-        """Return an array on the device. On CUDA its copy is not waited for, which page-locked memory allows."""
+        """Return an array on the device. On CUDA the copy is asynchronous, from page-locked memory."""
         x = torch.from_numpy(np.ascontiguousarray(values))
         return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x.to(self.device)
 
     def fetched(self, outputs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-        """Return outputs on the host. On CUDA all are waited for at once, when the device has all its work."""
+        """Return outputs on the host. On CUDA all copies are queued first, then synchronised once."""
         if self.device.type != "cuda":
             return {name: values.cpu().numpy() for name, values in outputs.items()}
         copies = {
@@ -99,7 +99,7 @@ class Base:
         features = tokenizer.encoder(tokenizer.prepare_input(x))
         with torch.autocast(self.device.type, enabled=False):
             latent = tokenizer.quant_proj(features.float())
-            # not its forward, which makes a loss of a number and waits for the device to have it
+            # not its forward, which also copies a Python number to the device for the loss, and so synchronises
             _, tokens = tokenizer.quantize.latent_to_code_and_indice(latent.flatten(2).transpose(1, 2))
         return tokens.unflatten(1, latent.shape[2:]).long()  # type: ignore[no-any-return]
 

@@ -1,7 +1,7 @@
-"""Memory: batches that shrink when the device has too little of it, and batches that fit into what the host has.
+"""Memory: batches that shrink when the device runs out of it, and batches that fit into the host's.
 
-A device says that its memory is exhausted, and the run goes on with smaller batches. The host does not say so: its
-kernel ends the process. So what a run needs there is estimated, and held against what it may use, before it begins.
+A device reports that its memory is exhausted, and the run continues with smaller batches. The host does not: its kernel
+kills the process. So the host memory that a run needs is estimated, and compared with what it may use, before it begins.
 """
 
 import gc
@@ -28,11 +28,11 @@ Outputs = Mapping[str, NDArray[Any]]
 
 _EXHAUSTED = ("cuda error: out of memory", "cuda out of memory", "hip out of memory", "mps backend out of memory",
               "cublas_status_alloc_failed", "cudnn_status_alloc_failed")  # fmt: skip
-"""What messages about an exhausted device hold where the error's class does not say it."""
+"""Texts in errors of an exhausted device whose class does not show it."""
 
 
 class BackOff:
-    """A model that goes on with smaller batches when its device is out of memory.
+    """A model that continues with smaller batches when its device is out of memory.
 
     `size` is the most tiles of one call; it only ever shrinks, to half of what failed. A longer batch is run in parts of
     `size`, the last one padded, so that shapes stay the same; a shorter one as it is. Raises `OutOfMemory` where one tile
@@ -71,8 +71,8 @@ class BackOff:
             raise OutOfMemory(_no_room("one tile", why))
         self.size = failed // 2
         _log.warning(
-            "The device is out of memory with %d tiles a batch (%s). Going on with %d, from here to the end of the run; "
-            "results change by rounding only.",
+            "The device is out of memory with %d tiles per batch (%s). Continuing with %d for the rest of the run; results "
+            "change by rounding only.",
             failed,
             why,
             self.size,
@@ -109,7 +109,7 @@ def loading(name: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that a device's memory is exhausted. The host's (`MemoryError`) is another matter."""
+    """Whether an error says that a device's memory is exhausted; not the host's (`MemoryError`)."""
     if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):  # torch's, without importing it
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _EXHAUSTED)
@@ -127,7 +127,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _release() -> None:
-    """Give the device back what torch holds of its memory and no longer uses."""
+    """Free the device memory that torch caches and no longer uses."""
     gc.collect()
     torch: Any = sys.modules.get("torch")
     if torch is None:
@@ -154,7 +154,7 @@ def parse_size(text: str, option: str) -> int:
 
 
 def limit_bytes(asked: int | None = None, root: Path = Path("/")) -> tuple[int, str]:
-    """Return how much of the host's memory this process may hold, and what says so.
+    """Return how much of the host's memory this process may use, and what sets that limit.
 
     It is the least of what was asked for, what any control group that the process is in allows, the process's own
     limits, and what is available. `root` is where `/proc` and `/sys` are.
@@ -239,7 +239,7 @@ def fit(limit: tuple[int, str], streaming_bytes: int, model_bytes: int, tile_byt
         return min(batch, fits)
     needed = streaming_bytes + model_bytes + tile_bytes
     raise OutOfMemory(
-        f"Not enough memory: about {_gigabytes(needed)} are needed with one tile a batch ({_gigabytes(model_bytes)} for "
+        f"Not enough memory: about {_gigabytes(needed)} are needed with one tile per batch ({_gigabytes(model_bytes)} for "
         f"the model and its libraries, {_gigabytes(tile_bytes)} for the tile, {_gigabytes(streaming_bytes)} for streaming "
         f"the scene), and {allowed / 1e9:.1f} GB may be used ({why}). Use a smaller --model or --crop, or allow more."
     )

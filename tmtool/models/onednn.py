@@ -1,4 +1,4 @@
-"""What oneDNN computes faster on an x86 CPU if it is asked by name, or keeps weights as it wants them.
+"""Layers that are faster on an x86 CPU if oneDNN is called directly, or if weights are packed in its own layout.
 
 In bfloat16 it would rearrange the weights at every call: a twelfth of a U-Net's step, a tenth of a linear layer's time. The
 bits are the same, but for a linear layer's single row, which torch may multiply by a function of its own. In float32 torch
@@ -21,7 +21,7 @@ _ROWS = 256
 class PackedConv2d(nn.Conv2d):
     """A `nn.Conv2d` that keeps its weight packed for the shape of its last input, and no other copy of it.
 
-    Its output is channels last. It is called by one thread at a time, as it packs anew for another shape.
+    Its output is channels last. Only one thread at a time may call it, as an input of another shape makes it pack the weight again.
     """
 
     _packed_for: tuple[int, ...] | None = None

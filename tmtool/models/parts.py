@@ -56,7 +56,7 @@ class Filler:
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Skips random initialisation, which takes longer than loading the weights that replace it."""
+    """Skips random initialisation, which takes longer than loading the weights does."""
 
     _RANDOM = frozenset(
         {"uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "xavier_uniform_", "kaiming_normal_"}

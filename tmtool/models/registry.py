@@ -1,4 +1,4 @@
-"""The models there are, by the names that `--model` takes. A file in `families/` registers its own when it is imported."""
+"""The registry of models, by the names that `--model` takes. Each file in `families/` registers its models on import."""
 
 import pkgutil
 from importlib import import_module

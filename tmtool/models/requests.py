@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted of a model for scenes of some kind. `outputs` are modalities, in the order in which they are made.
+    """What a task asks of a model for scenes of one kind. `outputs` are modalities, in the order in which they are made.
 
     `checkpoint` is a file of the user's own whose weights take the place of the model's.
     """
@@ -45,7 +45,7 @@ class Request:
 class Generation(Request):
     """Pixels of `outputs`, each drawn from the inputs and the outputs before it, then decoded; tokens of sequences.
 
-    `coords` says whether the model is told where a tile lies.
+    `coords` says whether the model takes the tiles' coordinates.
     """
 
     coords: bool = False
@@ -96,7 +96,7 @@ class Prediction(Request):
 class Embedding(Request):
     """One vector a patch of each of `layers`, which may count from the end. `outputs` are imagined and embedded too (TiM).
 
-    `merge` says how vectors of several modalities become one, `coords` whether the model is told where a tile lies.
+    `merge` says how vectors of several modalities become one, `coords` whether the model takes the tiles' coordinates.
     """
 
     layers: tuple[int, ...] = (-1,)

@@ -42,12 +42,12 @@ SEQUENCES: dict[str, SequenceModality] = {
 def check(outputs: Sequence[str], told: bool, offered: Sequence[str], model: str) -> None:
     """Raise `UsageError` for sequences that `model`, which makes those `offered`, cannot make.
 
-    `told` says whether it is told where tiles lie.
+    `told` says whether it takes the tiles' coordinates.
     """
     if told and "coords" in outputs:
-        raise UsageError("coords is both --in and --out: the model would be told what it is asked for. Leave out one.")
+        raise UsageError("coords is both --in and --out: the model would be given its own answer. Leave out one.")
     if absent := [m for m in outputs if m in SEQUENCES and m not in offered]:
-        makes = f"of what is no raster it makes {', '.join(offered) or 'nothing'}"
+        makes = f"its outputs that are not rasters: {', '.join(offered) or 'none'}"
         cure = "; --model v01-base makes captions" if absent[0] == "caption" else ""
         raise UsageError(f"--out: --model {model} cannot make {absent[0]}; {makes}{cure}.")
 
@@ -60,7 +60,7 @@ def told_places(names: Sequence[str]) -> tuple[list[str], bool]:
             "raster carries none. Give a raster; --out caption makes texts."
         )
     if any(name.strip().lower().startswith("coords=") for name in names):
-        raise UsageError("--in coords takes no file: a tile's place is taken from the raster itself.")
+        raise UsageError("--in coords takes no file: a tile's location is taken from the raster itself.")
     rasters = [name for name in names if name.strip().lower() != "coords"]
     return rasters, len(rasters) < len(names)
 
@@ -74,13 +74,13 @@ class Vocabulary:
 
     @classmethod
     def read(cls, path: Path) -> "Vocabulary":
-        """Read a vocabulary. Raises `WeightsError` if the file is none, or one of another numbering than the model's."""
+        """Read a vocabulary. Raises `WeightsError` if the file is not one, or numbers its words differently from the model."""
         from tokenizers import Tokenizer
 
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises nothing narrower
-            raise WeightsError(f"{path}: is no vocabulary of the `tokenizers` package ({error}).") from error
+            raise WeightsError(f"{path}: is not a vocabulary of the `tokenizers` package ({error}).") from error
         for word, expected in _EXPECTED.items():
             if (found := tokenizer.token_to_id(word)) != expected:
                 raise WeightsError(

@@ -1,4 +1,4 @@
-"""Weight files: which ones a job needs, where they lie, and loading them so that nothing is left random."""
+"""Weight files: which ones a job needs, where they are, and strict loading, which leaves no tensor random."""
 
 import hashlib
 import json
@@ -32,8 +32,8 @@ _SIZE_OF_WIDTH = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 class WeightFile:
     """A file on the Hugging Face hub, repository `{organisation}/{name}` and file name; or one in the package.
 
-    `megabytes` is about how large it is: its parameters in float32. `mark` begins the name of some of its tensors.
-    `access` says how one gets at it, where not everybody can.
+    `megabytes` is its approximate size: its parameters in float32. Some of its tensors' names begin with `mark`.
+    `access` says how to get access, where it is restricted.
     """
 
     repo: str
@@ -181,12 +181,12 @@ def _fetch(file: WeightFile, only_ask: bool = False) -> Path | None:
         ) from error
     except Exception as error:  # whatever the HTTP library, the disk or a proxy raises
         raise WeightsError(
-            f"{file}: the download broke off ({_first_line(error)}). Run the same command again; files that are complete are kept."
+            f"{file}: the download was interrupted ({_first_line(error)}). Run the same command again to resume; complete files are kept."
         ) from error
 
 
 def _persistently(download: Callable[[], str]) -> str:
-    """Call `download` again where a connection breaks: huggingface_hub itself goes on after some faults, not after a reset."""
+    """Retry `download` when the connection breaks: huggingface_hub itself recovers from some faults, not from a reset."""
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     for _ in range(_ATTEMPTS - 1):
@@ -195,7 +195,7 @@ def _persistently(download: Callable[[], str]) -> str:
         except (EntryNotFoundError, HfHubHTTPError):  # an answer, not a broken connection
             raise
         except Exception as error:  # of whichever HTTP library it uses
-            _log.info("connection lost (%s), going on", _first_line(error))
+            _log.info("connection lost (%s), resuming", _first_line(error))
     return download()
 
 
@@ -207,7 +207,7 @@ def _missing_message(missing: Sequence[WeightFile], folder: str | None, offline:
             f"--weights {folder}: missing{names}\nExpected there under its file name (.pt or .safetensors), flat or in a "
             f"folder named like its repository."
         )
-    why = "nothing is fetched now" if offline else "the hub cannot be reached"
+    why = "nothing is fetched in this run" if offline else "the hub cannot be reached"
     return (
         f"These weights are not in the hub's cache, and {why}:{names}\nOn a machine with network access run\n{fetch}\n"
         "and copy the cache folder (HF_HOME), or the files for use with --weights DIR. --weights random tries the "
@@ -216,7 +216,7 @@ def _missing_message(missing: Sequence[WeightFile], folder: str | None, offline:
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, computed once and remembered by path, size and time of change."""
+    """Return the SHA-256 of a file, computed once and cached by path, size and modification time."""
     if re.fullmatch(r"[0-9a-f]{64}", blob := path.resolve().name):
         return blob  # the hub's cache names files by their digest
     stat = path.stat()
@@ -239,14 +239,14 @@ def _read_json(path: Path) -> dict[str, str]:
 
 
 def _write_json(path: Path, content: Mapping[str, str]) -> None:
-    """Write atomically; a cache that cannot be written only costs time."""
+    """Write by an atomic rename; a cache that cannot be written only costs time."""
     part = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(content))
         part.replace(path)
     except OSError as error:
-        _log.info("digests are not remembered: %s", error)
+        _log.info("digests could not be saved: %s", error)
 
 
 def check_file(file: WeightFile, path: Path, width: int) -> None:
@@ -332,7 +332,7 @@ def checkpoint_state(path: Path) -> dict[str, "Tensor"]:
 
 
 def checkpoint_content(path: Path) -> dict[str, Any]:
-    """Return all that a checkpoint holds, with `Foreign` objects in place of what is neither a tensor nor a plain value.
+    """Return a checkpoint's content, with `Foreign` objects in place of whatever is neither a tensor nor a plain value.
 
     Nothing in the file is run. Raises `WeightsError`.
     """
@@ -363,7 +363,7 @@ class Foreign(dict):  # type: ignore[type-arg]
 
 
 def _reason(error: Exception) -> str:
-    """Say what torch found wrong, without its advice to load what is not safe."""
+    """Return torch's reason, without its advice to load the file unsafely."""
     return "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else _first_line(error)
 
 

@@ -1,4 +1,4 @@
-"""What is measured of a product while its rows stream by, from the top: nothing here grows with the raster's height."""
+"""Measurements of a product, taken while its rows stream by: their memory does not grow with the raster's height."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -18,7 +18,7 @@ from tmtool.source import Source
 
 
 class Measure(Protocol):
-    """What is found out about a product while its rows go by, from the top."""
+    """A measurement of a product, taken while its rows stream by from the top."""
 
     def add(self, row: int, values: NDArray[Any], valid: BoolArray) -> None:
         """Take the next rows: values `(bands, h, W)` in the product's dtype, validity `(h, W)`, from product row `row`."""
@@ -45,7 +45,7 @@ class Product:
     """One file, named `{stem}_{suffix}` and its format's ending.
 
     Stitched as `spec` says, turned into bands by `finish`, laid out as `layout`, written as `format`, and measured on the
-    way by `measuring`. A product of `holes` belongs to the one after it, and is only written where the input has pixels
+    way by `measuring`. A product of `holes` is a mask for the one after it, and is only written if the input has pixels
     without data. `drop` is an ending of the scene's stem that its name leaves out.
     """
 

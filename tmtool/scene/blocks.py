@@ -31,8 +31,8 @@ _log = logging.getLogger("tmtool")
 class Models:
     """The models of one job: what they are, where their weights lie, and those that are built.
 
-    `computes` says where models run by what the job asks for, where that is known from elsewhere than this machine.
-    With `dry` nothing is fetched: weights that a run would fetch are left out of what lies where.
+    `computes` maps what a job asks for to where models run, if that was decided by another machine.
+    With `dry` nothing is fetched: weights that a run would fetch are left out.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class Models:
         self._looked_at: set[Path] = set()
 
     def expect(self, inputs: tuple[str, ...]) -> None:
-        """Check the device and find the weights of scenes with these inputs, what is cheap and quick first.
+        """Check the device and find the weights of scenes with these inputs, quick checks first.
 
-        Raises `WeightsError` and `DeviceError`, and fetches weights only if all else is well.
+        Raises `WeightsError` and `DeviceError`; weights are fetched only if all other checks pass.
         """
         if self.job.weights is not None or self.job.offline:
             self.files(self.job.spec(inputs))
@@ -86,7 +86,7 @@ class Models:
         return found
 
     def weights(self, spec: ModelSpec) -> Any:
-        """Return what tells a model's weights from others: their digests by file, or "random".
+        """Return what identifies a model's weights: their digests by file, or "random".
 
         None if some would have to be fetched.
         """
@@ -98,9 +98,9 @@ class Models:
         return {str(file): self._digests[path] for file, path in spec.files.items()}
 
     def model(self, spec: ModelSpec) -> BackOff:
-        """Return the model of a spec, built if it is not the last one of its task on its device.
+        """Return the model of a spec, built unless it is the one last built for its task and device.
 
-        Any thread may ask, and the one that calls the model has to: this sets its threads of an operation.
+        Any thread may call it. The thread that runs the model must, as this sets its number of intra-op threads.
         """
         key = type(spec.request).__name__, spec.compute.device
         spec.compute.prepare()
@@ -115,7 +115,7 @@ class Models:
             return self._built[key][1]
 
     def in_force(self) -> int:
-        """Return the most tiles a batch that the device has been found to have room for."""
+        """Return the largest batch, in tiles, that the device has been found to have room for."""
         self._most = min([self._most, *(model.size for _, model in self._built.values())])
         return self._most
 
@@ -187,7 +187,7 @@ class LocalBlocks:
 
     @staticmethod
     def _validity(told: Source, stack: ExitStack) -> Feed:
-        """Return the feed that tells which pixels hold data, and has none itself."""
+        """Return the feed that marks which pixels hold data; it has no bands itself."""
         reader = stack.enter_context(Reader(told))
 
         def read(window: Window) -> tuple[FloatArray, BoolArray]:
@@ -208,7 +208,7 @@ class LocalBlocks:
 
     @property
     def place(self) -> str:
-        """Nothing: there is no more to say of where a scene stands in the run."""
+        """Empty: nothing to add to the scene's place in the run."""
         return ""
 
     @property
@@ -218,12 +218,12 @@ class LocalBlocks:
 
     @property
     def model_seconds(self) -> float:
-        """Time that models took on all devices together, without building them."""
+        """Time that models took, summed over devices, without building them."""
         built = sum(model.build_seconds for copies in self._models for model in copies)
         return sum(engine.model_seconds for engine in self._engines) - built
 
     def waits(self) -> dict[str, float]:
-        """Return seconds that the scene waited: to `read` input, and for the `model` apart from its being built."""
+        """Return the seconds that the scene waited: to `read` input, and for the `model`, without building it."""
         return {
             "read": sum(engine.read_seconds for engine in self._engines),
             "model": max(0.0, sum(engine.wait_seconds for engine in self._engines) - self.build_seconds),
@@ -258,12 +258,12 @@ class ComputedBlock:
 
 
 def encoded_spec(encoding: Task, spec: ModelSpec, entry: ModelEntry) -> OutputSpec:
-    """Return the output of a task that another one works on: its last product."""
+    """Return the output of a task that the next task takes in: its last product."""
     return encoding.products(spec, entry)[-1].spec
 
 
 def part(job: Job, prepared: Prepared, rows: range) -> Prepared:
-    """Return a scene which holds, of inputs that are arrays, no more rows than the block of these source rows sees."""
+    """Return a scene whose array inputs are cut to the rows that the block of these source rows reads."""
     plan, specs = prepared.plan, [product.spec for product in prepared.products]
 
     def held(source: Source) -> Source:

@@ -146,7 +146,7 @@ def _mean(product: Product, blocks: Iterable[Sequence[Strip]]) -> NDArray[Any]:
 
 
 def dataset(making: Making, values: Mapping[str, Any]) -> xr.Dataset:
-    """Return the products as variables; what tells holes comes last."""
+    """Return the products as variables; those that mark holes come last."""
     products = sorted(making.prepared.products, key=lambda product: product.holes)
     kinds = {p.layout.bands for p in products if len(p.layout.bands) > 1}
     variables = {}
@@ -157,7 +157,7 @@ def dataset(making: Making, values: Mapping[str, Any]) -> xr.Dataset:
 
 
 def _variable(making: Making, product: Product, values: Any, band: str) -> xr.DataArray:
-    """Return a product with its grid, nodata and attributes. What tells holes lies on a grid of its own."""
+    """Return a product with its grid, nodata and attributes. One that marks holes has a grid of its own."""
     prepared, layout = making.prepared, product.layout
     own = "_px" if product.holes else ""
     grid = prepared.plan.product_grid(prepared.grid, product.spec)

@@ -64,7 +64,7 @@ class Job:
         return self.tiling.check(self.entry.patch, on_patch_grid=self.task.on_patch_grid)
 
     def spec(self, inputs: tuple[str, ...], compute: Compute | None = None) -> ModelSpec:
-        """Return what the model of a scene with these inputs computes; where its weights lie is still open."""
+        """Return what the model of a scene with these inputs computes; the location of its weights is filled in later."""
         return ModelSpec(
             name=self.model,
             request=self.task.request(inputs),
@@ -109,7 +109,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scene that was looked at and can be run."""
+    """A scene that passed its checks and can be run."""
 
     scene: Scene
     sources: Mapping[str, Source]
@@ -185,14 +185,14 @@ def _check_targets(prepared: Prepared) -> None:
     folder = prepared.scene.folder
     own = [p for p in prepared.targets if p.exists() and any(_same_file(p, s.path) for s in prepared.sources.values())]
     if own:
-        raise OutputError(f"{own[0]}: is the input itself; choose another --output-dir.")
+        raise OutputError(f"{own[0]}: this product would overwrite the input; choose another --output-dir.")
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{folder}: cannot be written to; choose another --output-dir.")
     free, needed = shutil.disk_usage(parent).free, prepared.disk_bytes
     if needed > free:
         raise OutputError(
-            f"{folder}: not enough disk for {prepared.scene.stem}: {needed / 1e6:,.0f} MB needed while it runs, "
+            f"{folder}: not enough disk space for {prepared.scene.stem}: {needed / 1e6:,.0f} MB needed while it runs, "
             f"{free / 1e6:,.0f} MB free."
         )
 

@@ -13,7 +13,7 @@ _LINE_EVERY_S = 30.0
 
 
 class Reporter(Protocol):
-    """Told what happens to a scene, tile by tile."""
+    """Receives the progress of a scene, tile by tile."""
 
     def begin(self, name: str, tiles: int) -> None:
         """A scene of so many tiles starts."""
@@ -57,7 +57,7 @@ class LineReporter:
         _log.info("%s: %d tiles", name, tiles)
 
     def advance(self, tiles: int) -> None:
-        """Say how far the scene is, if it was not said lately."""
+        """Log how far the scene is, at most every half minute."""
         self._done += tiles
         now = time.monotonic()
         if now - self._said >= _LINE_EVERY_S:

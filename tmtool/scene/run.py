@@ -31,12 +31,12 @@ _log = logging.getLogger("tmtool")
 
 @dataclass(frozen=True)
 class SceneResult:
-    """What became of a scene that was run. `seconds` leaves out loading the model.
+    """The outcome of a scene that was run. `seconds` excludes loading the model.
 
-    `model_seconds` are its forward's, on all devices together.
+    `model_seconds` is the time of its forward passes, summed over devices.
 
-    `measured` holds by product what was found out about it: the use of codes, or the agreement with the input.
-    `from_row` is the source row that the run went on from, `beside` what belongs to products but is none.
+    `measured` holds the measurements of each product: the use of codes, or the agreement with the input.
+    `from_row` is the source row that the run resumed from, `beside` the sidecars of products.
     """
 
     products: tuple[Path, ...]
@@ -61,10 +61,10 @@ class Runner:
     def __init__(self, job: Job, reporter: Reporter | None = None, *, dry: bool = False) -> None:
         self.job, self.reporter, self.models = job, reporter or SilentReporter(), Models(job, dry=dry)
         self.dry = dry
-        self._least_said = sys.maxsize  # tiles a batch that the host has room for, as the log has been told
+        self._least_said = sys.maxsize  # tiles a batch that the host has room for, as logged so far
 
     def expect(self, prepared: Sequence[Prepared]) -> None:
-        """Be told of all scenes: check the device and find their weights, before anything is loaded or written.
+        """Take notice of all scenes: check the device and find their weights, before anything is loaded or written.
 
         Raises `WeightsError` and `DeviceError`.
         """
@@ -72,10 +72,10 @@ class Runner:
             self.models.expect(inputs)
 
     def announce(self, due: Sequence[Prepared]) -> None:
-        """Be told of the scenes that will be run, before the first of them is."""
+        """Take notice of the scenes that will be run, before the first one starts."""
 
     def has_room(self, begun: int) -> bool:
-        """Return whether another scene should be begun beside those that wait for their tiles to be run."""
+        """Return whether to begin another scene while `begun` ones wait for their tiles to run."""
         return not begun
 
     def status(self, prepared: Prepared) -> Status:
@@ -99,9 +99,9 @@ class Runner:
         return running.result()
 
     def begin(self, prepared: Prepared, place: str = "", check: Callable[[], None] = lambda: None) -> "SceneRun":
-        """Begin a scene, going on from where an earlier run was broken off; its tiles are for `SceneRun.tiles` to run.
+        """Begin a scene, or resume it where an earlier run was interrupted; `SceneRun.tiles` then runs its tiles.
 
-        `place` is told beside the scene's name, `check` is called before products get their names and may raise. Raises
+        `place` is shown beside the scene's name, `check` is called before products get their names and may raise. Raises
         `TmtoolError`.
         """
         spec = self.models.spec(tuple(prepared.sources))
@@ -127,7 +127,7 @@ class Runner:
         return LocalBlocks(self.models, prepared, spec, batch, stack, self.reporter.advance)
 
     def _begun(self, prepared: Prepared, provenance: Provenance) -> dict[str, Any]:
-        """Return how a run of the scene that will be gone on with was begun; nothing if there is none."""
+        """Return the settings with which the run to be resumed was begun; empty if there is none."""
         found = (
             read(journal_path(prepared.scene.folder, prepared.scene.stem, self.job.task.name))
             if self.job.resume
@@ -165,7 +165,7 @@ class Runner:
                 parts += 1
         allowed, why = limit
         if fits < min(batch, self._least_said):
-            _log.warning("%d tiles a batch instead of %d: %.1f GB may be used (%s)", fits, batch, allowed / 1e9, why)
+            _log.warning("%d tiles per batch instead of %d: %.1f GB may be used (%s)", fits, batch, allowed / 1e9, why)
             self._least_said = fits
         if parts > 1:
             stem = prepared.scene.stem
@@ -177,7 +177,7 @@ class Runner:
         return limit_bytes(self.job.max_memory)
 
     def _held_bytes(self, prepared: Prepared, parts: int) -> int:
-        """Return the memory for finished rows that cannot be let go of at once."""
+        """Return the memory for finished rows that cannot be freed at once."""
         return 0
 
     def _provenance(self, prepared: Prepared, spec: ModelSpec) -> Provenance:
@@ -200,7 +200,7 @@ class SceneBlocks(Protocol):
 
     @property
     def place(self) -> str:
-        """What else is to be said of where the scene stands in the run."""
+        """Text for the log beyond the scene's place in the run."""
         ...
 
     @property
@@ -224,14 +224,14 @@ class SceneBlocks(Protocol):
         ...
 
     def waits(self) -> dict[str, float]:
-        """Return seconds that the scene waited, by what for."""
+        """Return the seconds that the scene waited, by reason."""
         ...
 
 
 class SceneRun:
     """A scene that was begun. Call `tiles`, then `result`; or `abandon` at any time.
 
-    After `tiles` its products are being built on a thread of their own.
+    After `tiles` its products are built on a thread of their own.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class SceneRun:
         self._start = self._tiles_done = 0.0
 
     def tiles(self) -> None:
-        """Run the tiles. On an error nothing is left of the products; on a signal what is needed to go on.
+        """Run the tiles. An error discards the products; a signal keeps what is needed to resume.
 
         Raises `TmtoolError`.
         """
@@ -278,7 +278,7 @@ class SceneRun:
         self._built = _apart(lambda: writing.finish(self._check))
 
     def result(self) -> SceneResult:
-        """Wait until the products have their names. Raises `TmtoolError`; nothing is left of them then."""
+        """Wait until the products have their final names. Raises `TmtoolError` after discarding them."""
         try:
             written, end = self._built.result(), time.monotonic()
         except BaseException as error:
@@ -301,11 +301,11 @@ class SceneRun:
         )
 
     def abandon(self, error: BaseException) -> None:
-        """Let go of the scene: what is begun is removed, or after a signal left for a later run."""
+        """Abandon the scene: its work files are discarded, or after a signal kept for a resume."""
         self._stack.__exit__(type(error), error, error.__traceback__)
 
     def put_back(self) -> None:
-        """Let go of a scene whose tiles were not run: it is left as it was found."""
+        """Give up a scene whose tiles were not run: it is left as it was found."""
         self.abandon(_PutBack() if self._at != (0, 0) else ProductError("not run"))
 
 
@@ -314,7 +314,7 @@ class _PutBack(BaseException):
 
 
 def _apart(work: Callable[[], WrittenScene]) -> "Future[WrittenScene]":
-    """Do `work` on a thread that nobody waits for at the end, so that a signal is heard while GDAL is busy for long."""
+    """Do `work` on a daemon thread, so that a signal is handled while GDAL is busy for long."""
     result: Future[WrittenScene] = Future()
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""How a scene's products would be made now, and whether those that exist are what a job would make."""
+"""The provenance that a job's products would have, and whether existing products match it."""
 
 import os
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from tmtool.scene.job import Job, Prepared, target
 
 
 def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -> Provenance:
-    """Return what all products of a scene say of how they were made; `weights` are the digests by file, "random",
+    """Return the provenance that all products of a scene share; `weights` are the digests by file, "random",
     or None if they are not known before they are fetched.
     """
     return Provenance(
@@ -54,7 +54,7 @@ def _version(package: str) -> str:
 
 
 def _state(path: str) -> str:
-    """Return what tells a changed file: its size and time of change; nothing of what is no local file."""
+    """Return what reveals a changed file: its size and modification time; empty for what is not a local file."""
     try:
         found = os.stat(path)
     except OSError:
@@ -64,7 +64,7 @@ def _state(path: str) -> str:
 
 @dataclass(frozen=True)
 class Status:
-    """Whether a scene's products exist: all as they would be made, not all, or as something `other`, and `why`."""
+    """Whether a scene's products exist: all as this job makes them, not all, or made differently (`other`), and `why`."""
 
     kind: Literal["absent", "done", "other"]
     why: str = ""
@@ -80,13 +80,13 @@ def status_of(prepared: Prepared, provenance: Provenance) -> Status:
             # absolute, as a name such as http:a would be a URI where it begins the path
             made = parse(product.format.tags(path.absolute()))
         except ProductError as error:
-            return Status("other", f"{path} is not whole ({error})")
+            return Status("other", f"{path} is incomplete or damaged ({error})")
         if made is None:
             return Status("other", f"{path} exists and was not made by tmtool")
         if provenance.weights is None:
             made = replace(made, weights=None)
         if changed := made.differences(provenance):
-            return Status("other", f"{path} exists and was made otherwise: {'; '.join(changed)}")
+            return Status("other", f"{path} exists and was made differently: {'; '.join(changed)}")
         if made.validity and not (path.parent / made.validity).exists():
             return Status("absent", f"{made.validity} is missing")
     return Status("done" if len(existing) == len(wanted) else "absent")

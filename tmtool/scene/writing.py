@@ -1,4 +1,4 @@
-"""Writing the products of a scene: rows as they come, journalled; the files when all rows are there; their names last."""
+"""Writing the products of a scene: rows as they come, with a journal; then the files; final names last."""
 
 import logging
 import threading
@@ -26,9 +26,9 @@ _log = logging.getLogger("tmtool")
 
 
 class WrittenScene:
-    """What became of a scene's products: their paths, what lies beside them, warnings, what was measured of each, and when.
+    """The products of a finished scene: paths, sidecars, warnings, measurements, and the time of commit.
 
-    `at` is the time of the monotonic clock at which they had their names.
+    `at` is when they got their final names, by the monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class SceneWriter:
     """Writes all products of a scene on a thread of its own; they get their names when every one is complete and valid.
 
     `columns` are the parts of source columns that the scene is made in. Use as a context manager around `put` and `finish`.
-    An error removes what was begun; what is no `Exception`, such as a signal, leaves it for a later run, as `ClusterError` does.
+    An `Exception` discards the work files. `ClusterError`, and what is no `Exception`, such as a signal, keep them for a resume.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class SceneWriter:
         return self._provenance.batch_size or 0
 
     def say(self, batch_size: int) -> None:
-        """Change what products say of the tiles a batch, which only the run could tell."""
+        """Change the batch size in the products' provenance, which is known only after the run."""
         self._provenance = replace(self._provenance, batch_size=batch_size)
 
     @property
     def _journalled(self) -> bool:
-        """Whether it is worth going on from the middle: not within one row of tiles, and not where there is but one mean."""
+        """Whether resuming pays: not for a single row of tiles, and not where the product is one mean."""
         return self._prepared.plan.counts[0] > 1 and not self._means
 
     def __enter__(self) -> "SceneWriter":
@@ -93,7 +93,7 @@ class SceneWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish what is being written; remove what has no name, or leave it for a later run."""
+        """Finish pending writes; discard what has no final name, or keep it for a resume."""
         with self._commit:
             self._stopped = True
         failed = isinstance(error, Exception) and not isinstance(error, ClusterError)
@@ -114,7 +114,7 @@ class SceneWriter:
             writer.discard()
 
     def begin(self, resume: bool) -> tuple[int, int]:
-        """Open the work files; return the part and the source row to go on from, 0 and 0 for a fresh start."""
+        """Open the work files; return the part and the source row to resume from, 0 and 0 for a fresh start."""
         found = read(self._journal.path) if resume and self._journalled else None
         if found is not None and self._resumed(found):
             last = self._journal.records[-1]
@@ -127,17 +127,17 @@ class SceneWriter:
         return 0, 0
 
     def _resumed(self, found: Journal) -> bool:
-        """Go on with an earlier run's work files as far as they are what the journal says; return whether that is at all."""
+        """Resume from an earlier run's work files, up to the last row that matches the journal; return whether any does."""
         if changed := list(differences(found.header.get("making", {}), self._journal.header["making"])):
             _log.warning(
-                "%s: an unfinished run that lies there was begun otherwise (%s); it is set aside",
+                "%s: an unfinished run had other settings or inputs (%s); starting afresh, its files are discarded at the end",
                 self._prepared.scene.stem,
                 "; ".join(changed),
             )
             for writer in self._writers.values():
                 writer.set_aside()
             return False
-        if not found.records:  # broken off so early that the work files may not even be whole
+        if not found.records:  # interrupted so early that the work files may be incomplete
             return False
         try:
             for writer in self._writers.values():
@@ -147,7 +147,7 @@ class SceneWriter:
                     break
                 self._journal.records.append(record)
         except ProductError as error:
-            _log.warning("%s: an unfinished run cannot be gone on with (%s)", self._prepared.scene.stem, error)
+            _log.warning("%s: cannot resume the unfinished run (%s)", self._prepared.scene.stem, error)
             return False
         if not self._journal.records:
             return False
@@ -156,11 +156,11 @@ class SceneWriter:
         self._watch.varies |= last.varies
         part = f"part {last.part + 1} of {len(self.columns)}, " if len(self.columns) > 1 else ""
         where = f"{part}row {last.row} of {self._prepared.grid.shape[0]}"
-        _log.info("%s: going on from %s of an earlier run", self._prepared.scene.stem, where)
+        _log.info("%s: resuming an earlier run from %s", self._prepared.scene.stem, where)
         return True
 
     def _reread(self, record: Record) -> bool:
-        """Look at what a record is about; count it and return True if it is what was written."""
+        """Read back the rows of a record; if their checksums match, count them and return True."""
         plan, before = self._prepared.plan, self._journal.records[-1:]
         first = before[0].row if before and before[0].part == record.part else 0
         read_back = []
@@ -170,7 +170,9 @@ class SceneWriter:
             if rows and cols:
                 values, valid, checksum = self._writers[name].reread(rows, cols)
                 if record.checksums.get(product.suffix) != checksum:
-                    _log.warning("%s: rows from %d on are damaged and made again", self._writers[name].path.name, first)
+                    _log.warning(
+                        "%s: rows from %d on are damaged and are computed again", self._writers[name].path.name, first
+                    )
                     return False
                 read_back.append((name, Strip(rows.start, values, valid, cols.start)))
         for name, strip in read_back:
@@ -256,7 +258,7 @@ class SceneWriter:
         return self._writers[name].statistics.count == height * width
 
     def _provenance_of(self, product: Product, kept: Mapping[str, Product]) -> Provenance:
-        """Return what a product says: beyond what all of its scene say, what it is of and what tells its holes."""
+        """Return a product's tags: the scene's provenance, the product's modality, and the file that marks its holes."""
         about: dict[str, Any] = {"modality": product.modality} | dict(product.about)
         if any(p.holes for p in self._products.values()):
             about["validity"] = next((self._writers[n].path.name for n, p in kept.items() if p.holes), None)

@@ -1,4 +1,4 @@
-"""Rasters as they come: what a file or an array is, whether it can be used, and its pixels and validity window by window."""
+"""Input rasters: what a file or an array is, whether it can be used, and its pixels and validity window by window."""
 
 from tmtool.source.grids import centres, check_one_grid, pixel_size_m
 from tmtool.source.held import Held

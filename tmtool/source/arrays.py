@@ -14,7 +14,7 @@ from tmtool.source.held import Held
 from tmtool.source.opening import Description, refuse_points
 
 _OFF_PX = 1e-3
-"""How far a coordinate may lie from where the affine has it, in px."""
+"""Tolerance between a coordinate and its place by the affine, in px."""
 
 
 def described_array(array: Any) -> Description:
@@ -27,7 +27,7 @@ def described_array(array: Any) -> Description:
 
     if not isinstance(array, xarray.DataArray):
         raise InputError(
-            f"{type(array).__name__}: is no raster; give a path, an xarray.DataArray, or a dict of them by modality "
+            f"{type(array).__name__}: is not a raster; give a path, an xarray.DataArray, or a dict of them by modality "
             "(of a Dataset one of its variables, such as ds['S1GRD'])."
         )
     name = "DataArray" if array.name is None else f"DataArray {array.name!r}"
@@ -47,7 +47,7 @@ def described_array(array: Any) -> Description:
         alpha=tuple(name is not None and name.strip().lower() == "alpha" for name in names),
         mask_bands=(False,) * count,
         blocks=((1, 1),) * count,
-        tags={k: str(v) for k, v in tags.items() if k != "add_offset"},  # which is CF's, and told above
+        tags={k: str(v) for k, v in tags.items() if k != "add_offset"},  # which is CF's, and handled above
         made=parse(tags),
         array=Held(values),
     )
@@ -75,20 +75,20 @@ def _axes(array: Any, name: str) -> tuple[str, str]:
 
 
 def _grid(array: Any, name: str, y: str, x: str) -> Grid:
-    """Return the grid that agrees with the coordinates; the affine is the one that is written down, if it does."""
+    """Return the grid that agrees with the coordinates; its affine is the stored one if that agrees."""
     points = array.rio.get_gcps()
     for transform in _affines(array):
         if _agrees(array, transform, y, x):
             refuse_points(name, bool(points), transform)
             return Grid(array.rio.crs, transform, (array.sizes[y], array.sizes[x]))
     raise InputError(
-        f"{name}: its coordinates {y} and {x} are those of no regular grid. Bring it to one first: "
+        f"{name}: its coordinates {y} and {x} do not form a regular grid. Resample it to one first: "
         "array.rio.reproject(...), or array.interp(...) with even steps."
     )
 
 
 def _affines(array: Any) -> Iterator[Affine]:
-    """Yield what the affine may be: as it is written down, exact; of a window; of anything that has coordinates."""
+    """Yield candidates for the affine: the one stored, exactly; that of a window; the one of the coordinates."""
     from rioxarray.exceptions import RioXarrayError
 
     reference = array.coords.get(array.rio.grid_mapping)
@@ -100,7 +100,7 @@ def _affines(array: Any) -> Iterator[Affine]:
 
 
 def _agrees(array: Any, transform: Affine, y: str, x: str) -> bool:
-    """Whether an affine has the pixels where the coordinates have them, if there are any."""
+    """Whether an affine agrees with the coordinates, if there are any."""
     a, b, c, d, e, f = transform[:6]
     found = {axis: np.asarray(array[axis], np.float64) for axis in (y, x) if axis in array.coords}
     if found and (b or d):
@@ -129,7 +129,7 @@ def _nodata(array: Any, name: str) -> float | None:
     try:
         value = array.rio.nodata
     except OverflowError as error:
-        raise InputError(f"{name}: its nodata value is none of its dtype, {array.dtype} ({error}).") from error
+        raise InputError(f"{name}: its nodata value does not fit its dtype, {array.dtype} ({error}).") from error
     return None if value is None else float(value)
 
 

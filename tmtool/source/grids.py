@@ -35,7 +35,7 @@ def check_one_grid(sources: Sequence[Source]) -> None:
         if not same or _apart(first.grid, other.grid) > 1e-3:
             raise InputError(
                 f"{other.path}: lies on another grid than {first.path}: {_grid_text(other.grid)}, expected "
-                f"{_grid_text(first.grid)}. Bring it there first: gdalwarp {_warp_options(first.grid)} "
+                f"{_grid_text(first.grid)}. Warp it first: gdalwarp {_warp_options(first.grid)} "
                 f"{os.path.basename(other.path)} aligned.tif"
             )
 

@@ -1,4 +1,4 @@
-"""Pixels that are held as an array where a source has a file otherwise."""
+"""Pixels of a source that is an array in memory or of dask, not a file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Held:
         top, left = window.row_off - self.first, window.col_off
         if top < 0 or top + window.height > self.values.shape[1]:
             raise ReadError(
-                f"rows from {window.row_off} on are not held, which begin at {self.first}. Please report this."
+                f"rows from {window.row_off} on were asked for, but the rows held begin at {self.first}. Please report this."
             )
         part = np.asarray(self.values[:, top : top + window.height, left : left + window.width])
         return part[[band - 1 for band in bands]]

@@ -19,8 +19,8 @@ _NEAR_PIXEL = (0.8, 1.2)
 """Sizes of pixels that are near enough, as shares of the one that a model was trained on."""
 
 _NO_INPUT = {
-    "tokenize": "tokens that tmtool tokenize made; tmtool reconstruct takes it",
-    "embed": "embeddings that tmtool embed made; it is no input",
+    "tokenize": "tokens that tmtool tokenize made; use tmtool reconstruct",
+    "embed": "embeddings that tmtool embed made, which are not an input",
 }
 """What products of some tasks hold, which are not pixels."""
 
@@ -189,7 +189,7 @@ def _fitting(count: int) -> str:
 
 
 def _offset(found: Description, modality: Modality, asked: float | None) -> tuple[float, str]:
-    """Return what was added to the DN, and where that is known from."""
+    """Return the offset contained in the DN, and the source of that information."""
     if not modality.is_optical:
         return 0.0, "not Sentinel-2"
     if asked is not None:
@@ -224,7 +224,7 @@ def _pixel_size_warnings(grid: Grid, trained: float) -> Iterator[str]:
     size = pixel_size_m(grid)
     low, high = _NEAR_PIXEL
     if size is not None and not low * trained <= size <= high * trained:
-        how = f"resample first (gdalwarp -tr {trained:g} {trained:g}) for results that mean something"
+        how = f"resample first (gdalwarp -tr {trained:g} {trained:g}) for meaningful results"
         yield f"pixels are {size:.3g} m, the model was trained at {trained:g} m: {how}"
     if grid.crs is None:
-        yield "has no georeferencing; neither will its products"
+        yield "has no georeferencing, so its products will have none"

@@ -1,4 +1,4 @@
-"""A raster that was looked at, and opening it with GDAL."""
+"""A raster that passed inspection, and opening rasters with GDAL."""
 
 import contextlib
 import os
@@ -23,10 +23,10 @@ from tmtool.source.values import BandValues
 
 @dataclass(frozen=True)
 class Source:
-    """A raster that was looked at and can be used.
+    """A raster that passed inspection and can be used.
 
     `bands` are GDAL's 1-based band numbers in the modality's order. `offset` was added to the DN and is subtracted on
-    reading. `block` is (height, width) of the file's blocks. The `*_why` fields say what a decision rests on.
+    reading. `block` is (height, width) of the file's blocks. The `*_why` fields say what each decision is based on.
     """
 
     path: str = field(repr=False)  # which schedulers of tasks may tell
@@ -47,7 +47,7 @@ class Source:
     made: Provenance | None = None
     """How a token raster was made."""
     validity: "Source | None" = None
-    """Where a token raster's pixels without data are told, if it has any."""
+    """The raster that marks a token raster's pixels without data, if it has any."""
     array: Held | None = field(default=None, compare=False, repr=False)
     """The values, where there is no file of them; `path` is then what messages call them."""
     alpha: int | None = None
@@ -71,9 +71,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Description:
-    """What a raster says of itself, whatever holds it: an entry a band, alpha bands included.
+    """Metadata of a raster, whether a file or an array: one entry per band, alpha bands included.
 
-    `mask_bands` tells where validity lies in a mask that is none of the bands, nor told by a nodata value.
+    `mask_bands` says which bands have their validity in a separate mask, not in an alpha band or a nodata value.
     `tags` are those of the raster and of its bands, `made` is how tmtool made it, if it did. `path` is what messages call it.
     """
 
@@ -93,7 +93,7 @@ class Description:
 
 
 def described(path: str) -> Description:
-    """Return what the raster at `path` says of itself. Raises `InputError` if it is none, or lies nowhere."""
+    """Return the metadata of the raster at `path`. Raises `InputError` if it is not one, or has RPCs or GCPs only."""
     with opened(path) as src:
         _refuse_unusable(src, path)
         tags = dict(src.tags())
@@ -119,7 +119,7 @@ def _refuse_unusable(src: Any, path: str) -> None:
     if src.count == 0:
         inside = "\n  ".join(src.subdatasets[:8])
         hint = f"Give one of its subdatasets:\n  {inside}" if inside else "It has no bands."
-        raise InputError(f"{path}: holds no raster bands itself. {hint}")
+        raise InputError(f"{path}: has no raster bands of its own. {hint}")
     refuse_points(path, bool(src.gcps[0]), src.transform)
     if src.rpcs and src.transform == Affine.identity():
         raise InputError(f"{path}: is georeferenced by RPCs only. Orthorectify it first: gdalwarp -rpc -tr 10 10 ...")
@@ -154,6 +154,8 @@ def open_raster(path: str, overview: int | None = None) -> Any:
         try:
             return rasterio.open(path, **options)
         except UnicodeError:
-            raise InputError(f"{path!r}: GDAL takes names in UTF-8 only; rename it, or give a link to it.") from None
+            raise InputError(
+                f"{path!r}: GDAL takes names in UTF-8 only; rename it, or give a symbolic link to it."
+            ) from None
         except RasterioError as error:
             raise InputError(f"{path}: GDAL cannot open it as a raster ({error}).") from None  # which may hold secrets

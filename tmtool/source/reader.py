@@ -46,7 +46,7 @@ class Reader:
             return self._read(RasterioWindow(window.col, window.row, window.width, window.height))
         except RasterioError as error:
             raise ReadError(
-                f"{self.source.path}: damaged or truncated; reading rows {window.row}-{window.row + window.height - 1} failed ({error})."
+                f"{self.source.path}: is damaged or truncated; reading rows {window.row}-{window.row + window.height - 1} failed ({error})."
             ) from None  # GDAL's text, quoted here, may hold secrets
 
     def _read(self, window: Any) -> tuple[FloatArray, BoolArray]:

@@ -17,7 +17,7 @@ def token_source(raster: Any) -> Source | None:
     """Return a token raster as a source, or None if `raster` is something else.
 
     It is the path of one, or the `xarray.Dataset` of the tokens and their validity. Raises `InputError` for one that is
-    damaged, or that lacks what tells its pixels without data.
+    damaged, or that lacks the mask of its pixels without data.
     """
     found = described(raster) if isinstance(raster, str) else described_array(_tokens_of(raster))
     made = found.made
@@ -51,13 +51,13 @@ def token_source(raster: Any) -> Source | None:
 
 
 def _tokens_of(raster: Any) -> Any:
-    """Return the tokens among the variables of a Dataset; what is none is returned as it is."""
+    """Return the tokens among the variables of a Dataset; anything else is returned unchanged."""
     variables = getattr(raster, "data_vars", {})
     return next((raster[name] for name in variables if str(name).endswith("_tokens")), raster)
 
 
 def _validity(tokens: Source, raster: Any) -> Source:
-    """Return the source that tells which pixels of a token raster hold data: the file, or the variable, beside it."""
+    """Return the source that marks which pixels of a token raster hold data: the file, or the variable, beside it."""
     found = _file_beside(tokens, raster) if isinstance(raster, str) else _variable_beside(tokens, raster)
     if found.grid != tokens.grid:
         raise InputError(
@@ -74,7 +74,7 @@ def _file_beside(tokens: Source, path: str) -> Description:
         return described(os.path.join(os.path.dirname(path), name))
     except InputError as error:
         raise InputError(
-            f"{tokens.path}: its raster had pixels without data, which are told by {name}; that has to lie beside it. {error}"
+            f"{tokens.path}: its raster had pixels without data, which {name} marks; that file has to be beside it. {error}"
         ) from error
 
 
@@ -82,7 +82,7 @@ def _variable_beside(tokens: Source, raster: Any) -> Description:
     name = f"{tokens.modality.name}_valid"
     if name not in getattr(raster, "data_vars", ()):
         raise InputError(
-            f"{tokens.path}: comes without {name}, which tells the pixels without data: give the whole Dataset that "
+            f"{tokens.path}: comes without {name}, which marks the pixels without data: give the whole Dataset that "
             "tokenize returned."
         )
     return described_array(raster[name])

@@ -1,4 +1,4 @@
-"""Whether values can be what they are taken for: a sample of each band beside what the model was trained on."""
+"""Whether values are plausible: a sample of each band is compared with the pretraining data."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ _FLAT = 1 / 50
 _FLAT_BY_NATURE = ("elevation", "B10")
 """Plains and clear skies hardly vary: the pretraining spread of these bands is that between places, not within one."""
 _FILLS = (-9999.0, -32767.0, -32768.0)
-"""What rasters often hold where they have no data."""
+"""Values that often stand for no data."""
 _MASKS = (1.0, 255.0, 32767.0, 65535.0)
-"""What masks often hold where there is data; 0 is the rest."""
+"""Values that masks often have where there is data; elsewhere they are 0."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class BandValues:
 
 @dataclass(frozen=True)
 class _Limits:
-    """(lowest, highest) that a pixel can have, and that half of a band's pixels can have; and the values in words."""
+    """(lowest, highest) of a pixel, and of the median of a band; and the expected values in words."""
 
     pixel: tuple[float, float]
     median: tuple[float, float]
@@ -135,7 +135,7 @@ def refuse_values(path: str, modality: Modality, bands: Sequence[int], sample: F
 
 
 def _refuse_units(where: str, modality: Modality, sample: FloatArray, offset: float) -> None:
-    """Refuse what is known to be of another unit, with the way from it."""
+    """Refuse values in a known wrong unit, and say how to convert them."""
     low, high = float(sample.min()), float(sample.max())
     if modality.is_radar and low >= 0:
         above = float(np.median(sample)) > _LIMITS["dB"].median[1]
@@ -159,7 +159,7 @@ def _refuse_units(where: str, modality: Modality, sample: FloatArray, offset: fl
 
 
 def _refuse_fills(path: str, modality: Modality, sample: FloatArray, offset: float) -> None:
-    """Refuse the usual value of pixels without data among values that are none, if nothing declares it."""
+    """Refuse impossible values that are a usual nodata value which is not declared."""
     for fill in _FILLS:
         at = sample == np.float32(fill - offset)
         if at.any():
@@ -171,7 +171,7 @@ def _refuse_fills(path: str, modality: Modality, sample: FloatArray, offset: flo
 
 
 def _refuse_mask(what: str, sample: FloatArray, offset: float) -> None:
-    """Refuse a last band that holds nothing but 0 and one of the values of masks, where the other bands hold more."""
+    """Refuse a last band that looks like a mask: only 0 and one mask value, where the other bands hold more values."""
     last, top = sample[-1] + np.float32(offset), float(sample[-1].max()) + offset
     if top in _MASKS and not (sample == sample[-1]).all() and ((last == 0) | (last == top)).all():
         raise InputError(
@@ -191,7 +191,7 @@ def _odd_medians(modality: Modality, sample: FloatArray) -> str:
     """Return the medians of bands that lie beyond what they can be, in brackets."""
     limits = _limits(modality)
     lowest, highest = limits.median
-    if limits.median == limits.pixel:  # then the pixels told it
+    if limits.median == limits.pixel:  # then the pixels have shown it
         return ""
     pairs = zip(modality.bands, np.median(sample, axis=1), strict=True)
     odd = [f"{band} {median:.6g}" for band, median in pairs if not lowest <= median <= highest]
@@ -199,13 +199,13 @@ def _odd_medians(modality: Modality, sample: FloatArray) -> str:
 
 
 def _cure(modality: Modality, sample: FloatArray) -> str:
-    """Return what may be wrong with impossible values, and what helps."""
+    """Return the likely cause of impossible values, and the cure."""
     high, fits = float(sample.max()), _fitting(modality, sample)
     if fits:
         return fits
     if modality.unit == "m" and _LIMITS["m"].pixel[1] < high <= 29_100:  # Everest's height in feet
         return " Feet, as these may be, are converted by multiplying by 0.3048."
-    return " Check their unit and scale, and whether a value for no data is not declared as nodata."
+    return " Check their unit and scale, and whether the file lacks a nodata declaration."
 
 
 def _fitting(modality: Modality, sample: FloatArray) -> str:

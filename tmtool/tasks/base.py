@@ -1,4 +1,4 @@
-"""What a task has to say of itself. Nothing else in tmtool asks which task it is."""
+"""The interface of a task. No other module in tmtool checks which task it is."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ class Task(ABC):
 
     @classmethod
     def for_files(cls, outputs: tuple[str, ...], coords: bool) -> "Task":
-        """Return the task as far as it decides which weight files are used."""
+        """Return a task that uses the weight files of these outputs, for the `models` commands."""
         return cls()
 
     @classmethod
@@ -47,7 +47,7 @@ class Task(ABC):
 
     @property
     def wants_places(self) -> bool:
-        """Whether the model is told where tiles lie."""
+        """Whether the model takes the tiles' coordinates."""
         return False
 
     @property
@@ -135,15 +135,15 @@ class Task(ABC):
         return None
 
     def validity(self, source: Source) -> Source | None:
-        """Return what else has to be read beside a source, to tell which of its pixels hold data."""
+        """Return the source, if any, that is read only for its mask of the pixels that hold data."""
         return None
 
     def details(self, spec: ModelSpec, grid: Grid) -> Mapping[str, Any]:
-        """Return what provenance says of this task alone."""
+        """Return the task's own part of the provenance."""
         return {}
 
     def check_made(self, sources: Mapping[str, Source], provenance: Provenance) -> None:  # noqa: B027
-        """Raise `InputError` if what inputs were made with does not go with how products would be made."""
+        """Raise `InputError` if inputs that tmtool made do not fit the model that would use them."""
 
 
 def check_outputs(outputs: Sequence[str], option: str, model: str, entry: ModelEntry) -> None:
@@ -160,11 +160,11 @@ def check_outputs(outputs: Sequence[str], option: str, model: str, entry: ModelE
 
 
 def check_not_both(source: Source, outputs: Sequence[str], option: str, entry: ModelEntry) -> None:
-    """Raise `InputError` for an input that is to be made too, where it enters the model as tokens."""
+    """Raise `InputError` for an input that is also an output, where it enters the model as tokens."""
     name = source.modality.name
     if name in outputs and name in entry.modalities and entry.modalities[name].raw_key is None:
         raise InputError(
-            f"{source.path}: is {name}, and {option} asks for {name} too; TerraMind cannot do both at once."
+            f"{source.path}: is {name}, and {option} asks for {name} too; TerraMind cannot take and make it at once."
         )
 
 

@@ -54,7 +54,7 @@ class Embed(Task):
 
     @property
     def wants_places(self) -> bool:
-        """Whether the model is told where tiles lie."""
+        """Whether the model takes the tiles' coordinates."""
         return self.coords
 
     @property
@@ -82,7 +82,9 @@ class Embed(Task):
         if self.imagined and self.used:
             raise UsageError("--tim imagines from whole modalities: leave out --bands.")
         if self.imagined and self.merge == "dict":
-            raise UsageError("--tim and --merge dict: the imagined modality would not show; use mean, max or concat.")
+            raise UsageError(
+                "--tim and --merge dict: the imagined modality would not appear in the products; use mean, max or concat."
+            )
         if self.coords and not entry.coords:
             raise UsageError(f"--coords: --model {model} takes no coordinates.")
         for modality, bands in self.used.items():

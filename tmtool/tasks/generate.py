@@ -44,7 +44,7 @@ class Generate(Task):
 
     @property
     def wants_places(self) -> bool:
-        """Whether the model is told where tiles lie."""
+        """Whether the model takes the tiles' coordinates."""
         return self.coords
 
     @classmethod

@@ -38,7 +38,7 @@ _STEPS = 250
 
 @dataclass(frozen=True)
 class Predict(Task):
-    """Predict with a fine-tuned task. `digest` tells its config from others; without a `tuned` checkpoint weights are random.
+    """Predict with a fine-tuned task. `digest` identifies its config; without a `tuned` checkpoint weights are random.
 
     With `probabilities` there is a band a class of what the decision rests on, in `dtype`.
     """
@@ -191,7 +191,7 @@ def task_of(
     standard deviations as `--means` and `--stds` give them.
     """
     if checkpoint is None:
-        raise UsageError("--checkpoint: give what was fine-tuned; a config alone has no weights.")
+        raise UsageError("--checkpoint: give the fine-tuned weights; a config alone has none.")
     if not checkpoint.is_file():
         raise UsageError(f"--checkpoint {checkpoint}: no such file.")
     if config is not None:
@@ -214,7 +214,7 @@ def digest_of(path: Path | None) -> str:
 def _as_trained(entry: TaskInput, bands: Sequence[str]) -> Modality:
     """Return an input as a modality of these bands, in the unit that its statistics are of. Raises `UsageError`."""
     if entry.modality is None:
-        raise UsageError(f"{entry.name}: is no modality that tmtool reads; it reads {', '.join(MODALITIES)}.")
+        raise UsageError(f"{entry.name}: is not a modality that tmtool reads; it reads {', '.join(MODALITIES)}.")
     known = replace(MODALITIES[entry.modality], name=entry.name, bands=tuple(bands))
     means = [mean / entry.scale for row in entry.means for mean in row]
     if known.is_optical and max(map(abs, means)) < _REFLECTANCE:

@@ -69,11 +69,11 @@ class Reconstruct(Task):
         return self.before if source.scale == 1 else None
 
     def validity(self, source: Source) -> Source | None:
-        """Return what tells the pixels without data: the raster itself, or what lies beside its tokens."""
+        """Return the source that marks pixels without data: the raster itself, or the mask beside its tokens."""
         return source if source.scale == 1 else source.validity
 
     def check_made(self, sources: Mapping[str, Source], provenance: Provenance) -> None:
-        """Raise `InputError` for tokens that another tokenizer made than the one that would decode them."""
+        """Raise `InputError` for tokens made by a different tokenizer than the one in use."""
         for source in sources.values():
             made = source.made
             if made and provenance.weights is not None and made.weights != provenance.weights:

@@ -1,4 +1,4 @@
-"""`tokenize`: one code of the modality's codebook for each patch, and what tells the pixels without data."""
+"""`tokenize`: one code of the modality's codebook for each patch, and a mask of the pixels without data."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -49,7 +49,7 @@ class Tokenize(Task):
         return Encoding()
 
     def products(self, spec: ModelSpec, entry: ModelEntry) -> tuple[Product, ...]:
-        """Return the tokens, and before them what tells holes."""
+        """Return the tokens, and before them the mask of holes."""
         return validity(spec.inputs[0]), tokens(MODALITIES[spec.inputs[0]])
 
     def details(self, spec: ModelSpec, grid: Grid) -> Mapping[str, Any]:

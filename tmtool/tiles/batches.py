@@ -98,7 +98,7 @@ def read_ahead(
 
 
 class RollingRows:
-    """The last rows of something that is computed from the top, to be read like a raster whose rows do not go back far.
+    """A sliding buffer of the last rows of something computed from the top, read like a raster.
 
     `start(row)` begins the computation at a row and yields finished strips; `keep` is the number of rows that a window
     may begin above the one before. One that begins higher starts the computation again.

@@ -21,7 +21,7 @@ _READ_THREADS = (
 
 
 _MOST_PASSED = 4096
-"""Empty tiles that may pass those that wait for a batch to be full, or for its results, while nothing becomes final."""
+"""Empty tiles that may overtake those that wait for a full batch or its results, before results are waited for."""
 
 _Made = tuple[Tile, BoolArray, Mapping[str, Any] | None]
 """A tile, its validity, and the model's outputs for it, or None for an empty one."""
@@ -55,7 +55,7 @@ class Engine:
     """Takes tiles through reading, the model and stitching.
 
     `models` are copies of one model, each of which takes batches on its own thread while results are stitched on this
-    one. `feeds` say how to read each input, `advance` is told of tiles done, `lonlat` gives a tile's centre to models
+    one. `feeds` say how to read each input, `advance` is called with the number of tiles done, `lonlat` gives a tile's centre to models
     that want it. Afterwards `empty_tiles` says what was spared, `model_seconds` what the models took, all together,
     `read_seconds` and `wait_seconds` for how long stitching waited for input and for the models.
     """
@@ -219,7 +219,7 @@ class Lazy:
 
 
 class Watch:
-    """Remembers whether the input's valid pixels vary, which a constant product is judged by."""
+    """Remembers whether the input's valid pixels vary; if they do, a constant product is an error."""
 
     def __init__(self) -> None:
         self._first: float | None = None

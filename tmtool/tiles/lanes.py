@@ -1,4 +1,4 @@
-"""Batches on several devices at once, or on one while the results before are stitched: a lane is a thread with a model."""
+"""Batches on several devices at once, or on one while earlier results are stitched: a lane is a thread with a model."""
 
 import threading
 from collections import deque
@@ -17,14 +17,14 @@ _AHEAD = 2
 
 
 class _Dropped(BaseException):
-    """Raised in a lane whose result nobody wants any more."""
+    """Raised in a lane whose result is no longer needed."""
 
 
 class Lanes(Generic[T, R]):
-    """Puts items through `calls`, each on a thread of its own; whichever is free takes the next one.
+    """Puts items through `calls`, each on a thread of its own; the next free one takes the next item.
 
-    Results come in the order of the items, whoever made them. Use as a context manager: leaving it early drops what is
-    being worked on as soon as Python gets a word in, rather than waiting for it.
+    Results come in the order of the items. Use as a context manager: leaving it early interrupts the calls in progress as
+    soon as they run Python code again, rather than waiting for them to finish.
     """
 
     def __init__(self, calls: Sequence[Callable[[T], R]]) -> None:

@@ -1,4 +1,4 @@
-"""Pure arithmetic: which tiles cover a raster, what each keeps, and the weights with which they are blended.
+"""Pure arithmetic: which tiles cover a raster, the part of each that is kept, and the weights for blending them.
 
 Tiles start at `-delta + i*stride`; `delta` px of each side are discarded. A raster that fits into one crop is one tile
 without delta, its longer side rounded up to a patch.
@@ -18,7 +18,7 @@ from tmtool.settings import Tiling
 REPEATED = 0.07
 """Share of a scene's tiles that may be computed twice so that its blocks can be computed apart."""
 REPEATED_BY_IDLE = 0.25
-"""The same where workers would have nothing to do otherwise."""
+"""The same where workers would otherwise be idle."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,9 @@ class TilePlan:
     def row_blocks(self, workers: int = 1) -> list[range]:
         """Cut the scene into blocks of source rows, on the borders of tiles, for so many workers.
 
-        Blocks that are computed apart repeat the row of tiles that two of them share. There are as many as that takes no
-        more than `REPEATED` of all tiles for. More workers get a block each while that takes no more than
-        `REPEATED_BY_IDLE`, as far as the longest block gets shorter by it.
+        Neighbouring blocks both compute the row of tiles that they share. There are as many blocks as possible while at
+        most `REPEATED` of all tiles are computed twice. Where there are more workers, each gets a block, up to
+        `REPEATED_BY_IDLE`, as long as this makes the longest block shorter.
         """
         count = self.counts[0]
         usual, most = 1 + int(REPEATED * count), 1 + int(REPEATED_BY_IDLE * count)
@@ -127,7 +127,7 @@ class TilePlan:
     def even_blocks(self, least: int = 1) -> list[range]:
         """Cut the scene into blocks of source rows as `row_blocks` does, all of one height but for a lower last one.
 
-        Which is what chunks of a Zarr store have to be. There are at least `least` if there are tile rows for it.
+        The chunks of a Zarr store must have one height. There are at least `least` blocks if there are enough tile rows.
         """
         height, count = self.shape[0], self.counts[0]
         usual = 1 + int(REPEATED * count)

@@ -113,7 +113,7 @@ def input_key(name: str, date: int, dates: int) -> str:
 def read_config(path: str | Path, means: str | None = None, stds: str | None = None) -> TaskConfig:
     """Read a task from TerraTorch's YAML. `means` and `stds` are files or `pretraining`, and go before the config's.
 
-    Nothing in the file is run. Raises `UsageError` for what is not known or cannot be predicted with.
+    Nothing in the file is run. Raises `UsageError` for what is unknown or not supported.
     """
     document = read_yaml(Path(path))
     model = component(str(path), document, "model")
@@ -136,7 +136,7 @@ def task_config(
     channels = _channels(path, kind, model, source)
     if source.args.get("use_metadata"):
         notes.append(
-            "use_metadata: the network was also told dates and places in training, which tmtool does not tell it"
+            "use_metadata: in training the network was also given dates and coordinates, which tmtool does not give it"
         )
     tiling = _tiling(path, model.args.get("tiled_inference_parameters"), notes)
     ignored = model.args.get("ignore_index")
@@ -150,8 +150,8 @@ def _kind(path: str, model: Component) -> Kind:
     foreign = "." in model.path and not model.path.startswith("terratorch.")
     if foreign or model.name not in TASKS:
         raise UsageError(
-            f"{path}: model.class_path {model.path} is no task that tmtool can predict with. It can with TerraTorch's "
-            f"{', '.join(TASKS)}."
+            f"{path}: model.class_path {model.path} is not a task that tmtool can predict with; those are "
+            f"TerraTorch's {', '.join(TASKS)}."
         )
     return TASKS[model.name]
 
@@ -161,7 +161,7 @@ def _network(path: str, model: Component) -> tuple[str, Values]:
     if model.args.get("model") is not None or not isinstance(factory, str) or not isinstance(model_args, dict):
         raise UsageError(
             f"{path}: expected model.init_args.model_factory (a name) and model_args (names with values): the network is built "
-            "from them, and no other code is run."
+            "from these alone, and no other code is run."
         )
     if factory not in FACTORIES:
         raise UsageError(
@@ -206,19 +206,19 @@ def _transform_notes(path: str, args: Values) -> list[str]:
             if step.name in _SIZES:
                 size = next((step.args[k] for k in ("height", "size", "width") if step.args.get(k)), "")
                 notes.append(
-                    f"{key} has {step.name} {size}: tmtool gives the network tiles as they are in the raster, "
-                    "whose pixels have to be of the size that they had after it"
+                    f"{key} has {step.name} {size}: tmtool does not resize tiles, so the raster's pixels "
+                    "must have the size that they had after this step"
                 )
             elif step.name not in _AS_THEY_ARE:
                 raise UsageError(
-                    f"{path}: {key} has {step.path}, which changes the data in a way that tmtool does not know. Known are "
+                    f"{path}: {key} has {step.path}, which changes the data in a way that tmtool does not support. It supports "
                     f"{', '.join(sorted(_AS_THEY_ARE | _SIZES))}."
                 )
     return notes
 
 
 def _dates(source: Source) -> tuple[bool, int | None]:
-    """Return whether the network takes a time axis, and the number of dates that all who say it agree on."""
+    """Return whether the network takes a time axis, and the number of dates that all settings agree on."""
     args, model_args = source.args, source.model_args
     wrapped = bool(model_args.get("backbone_use_temporal"))
     pooling = model_args.get("backbone_temporal_pooling", "mean")
@@ -238,7 +238,9 @@ def _dates(source: Source) -> tuple[bool, int | None]:
     }
     known = {who: int(count) for who, count in said.items() if count is not None}
     if len(set(known.values())) > 1:
-        raise UsageError(f"{source.path}: who says how many dates: {', '.join(f'{w} {n}' for w, n in known.items())}.")
+        raise UsageError(
+            f"{source.path}: these disagree on the number of dates: {', '.join(f'{w} {n}' for w, n in known.items())}."
+        )
     temporal = wrapped or bool(expanded) or any(count > 1 for count in known.values())
     dates = next(iter(known.values()), None if temporal else 1)
     if dates is None and wrapped and pooling not in _POOLED_ANY:
@@ -299,5 +301,5 @@ def _tiling(path: str, found: Any, notes: list[str]) -> Tiling | None:
     delta = min(int(found.get("delta", 8)), (crop - stride) // 2)  # as TerraTorch does, so that all pixels are covered
     blend, average = bool(found.get("blend_overlaps", True)), bool(found.get("average_patches", True))
     if not blend or not average or not found.get("padding", "reflect"):
-        notes.append("tiled_inference_parameters: overlaps are blended and borders reflected here all the same")
+        notes.append("tiled_inference_parameters: overlaps are blended and borders reflected regardless")
     return Tiling(crop, stride, delta, blend, average)

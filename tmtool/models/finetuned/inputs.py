@@ -114,7 +114,7 @@ def _check_module(source: Source) -> None:
     if data is None or data.name in (*GENERIC, MULTIMODAL, IMPACT_MESH, *BUILT_IN):
         return
     if source.means is None or source.stds is None:
-        reason = f"its data module {data.path} is none that tmtool knows"
+        reason = f"its data module {data.path} is not one that tmtool knows"
         raise three_ways(source.path, reason)
 
 
@@ -133,7 +133,7 @@ def _names(source: Source) -> list[str]:
     images = source.args.get("image_modalities") or names
     for name in names:
         if name not in images or any(word in name.lower() for word in ("coord", "location", "caption", "text")):
-            raise UsageError(f"{source.path}: modality {name} is no raster; tmtool predicts from rasters only.")
+            raise UsageError(f"{source.path}: modality {name} is not a raster; tmtool predicts from rasters only.")
     if not names:
         raise UsageError(f"{source.path}: data.init_args.modalities is empty.")
     if known and not source.args.get("concat_bands"):

@@ -37,7 +37,7 @@ def factories() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what terratorch and those below it warn of while they build: it is no business of a user's of tmtool."""
+    """Suppress the warnings of terratorch and its dependencies while they build, which do not concern users of tmtool."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

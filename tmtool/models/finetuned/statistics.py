@@ -24,7 +24,7 @@ _TERRAMIND = (("terramind_v1_", "base"), ("terramind_v01_", "v01-base"))
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """What a data module of TerraTorch knows without being told; one value a band, by TerraTorch's band names."""
+    """The built-in statistics of a TerraTorch data module; one value per band, by TerraTorch's band names."""
 
     bands: tuple[str, ...]
     means: tuple[float, ...]

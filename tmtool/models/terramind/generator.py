@@ -161,7 +161,7 @@ class Generator(Drawer):
 def decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells: CellGrid) -> Tensor:
     """Decode tokens `(B, h, w)` to `(B, channels, S, S)` float32 in the modality's unit (logits for classes).
 
-    A batch longer than decoders should take is decoded in parts of one size; the last tile fills up the last part.
+    A batch longer than decoders should take is decoded in parts of one size; the last part is padded with the last tile.
     """
     total, size = len(tokens), min(model.decoder_batch, len(tokens))
     if size == total:
@@ -184,9 +184,8 @@ def _decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells:
     start = cells.normal(key, len(modality.bands)).to(model.device).clone(memory_format=torch.contiguous_format)
 
     def predict(x: Tensor, t: int) -> Tensor:
-        step = torch.full(
-            (1,), t, device=model.device
-        )  # of a number a copy would be made, for which the device is waited
+        # filled on the device: a number would be copied from the host, and the copy would wait for the device
+        step = torch.full((1,), t, device=model.device)
         with model.autocast():
             return tokenizer.decoder(x, step, quant)  # type: ignore[no-any-return]
 

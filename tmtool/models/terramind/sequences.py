@@ -1,7 +1,7 @@
 """Drawing a sequence of tokens a tile, one token after another, each seen by those after it.
 
-The loop is tmtool's own: terratorch's draws from the global generator, computes all that came before anew for each token,
-and goes on until all tiles of a batch have ended, so that one tile's tokens may depend on another's.
+The loop is tmtool's own. Terratorch's draws from the global generator, recomputes all earlier tokens for each new one, and
+continues until all tiles of a batch have ended, so that one tile's tokens may depend on another's.
 """
 
 from collections.abc import Callable, Sequence

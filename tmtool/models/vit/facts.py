@@ -43,7 +43,7 @@ class Facts:
     wavelengths: tuple[float, ...] = ()
     """Central wavelengths of the bands in micrometres, for a model that makes its patch embedding of them."""
     gsd: float = 0.0
-    """Side of a pixel in metres, for a model that is told it."""
+    """Side of a pixel in metres, for a model that takes it as input."""
     pixel_m: float = 10.0
     """Side of a pixel in the pretraining data, in metres."""
     licence: str = "Apache-2.0"

@@ -1,7 +1,7 @@
-"""Prithvi's and Clay's encoders in plain torch, by the names that the hub's files have, and what embeds tiles with them.
+"""Prithvi's and Clay's encoders in plain torch, with the tensor names of the hub's files, and embedding tiles with them.
 
-Both are vision transformers, which terratorch builds of timm's and its own parts: tests hold each layer equal to terratorch's.
-Its classes are not used, as importing them takes seconds, and those of Clay 1.5 set torch's float32 products to less.
+Both are vision transformers, which terratorch builds from timm's and its own parts; tests compare each layer with terratorch's.
+Its classes are not used, as importing them takes seconds, and those of Clay 1.5 lower torch's float32 matmul precision.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -27,7 +27,7 @@ Shape = tuple[int, int, int]
 """Dates, rows and columns of patches."""
 
 _SCALE = 0.1
-"""What pretraining begins to weigh time and place with: random weights keep it."""
+"""Initial weight of the time and place codes in pretraining: random weights keep it."""
 
 
 def _attention(qkv: Tensor, heads: int) -> Tensor:
@@ -43,9 +43,9 @@ def _waves(positions: Tensor, frequencies: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """What both have in common: patches and their codes go through blocks with a class token, which is dropped then.
+    """The common part of both: patches and their codes go through blocks with a class token, which is then dropped.
 
-    `patches` stands only when `settle` has been called, after the weights came.
+    `patches` exists only after `settle` was called, once the weights are loaded.
     """
 
     cls_token: nn.Parameter
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def settle(self) -> None:
-        """Make of the weights as they are stored those that are used."""
+        """Convert the weights from their stored form to the one that is used."""
         raise NotImplementedError
 
     def positions(self, shape: Shape) -> Tensor:
@@ -156,7 +156,7 @@ class _PrithviBlock(nn.Module):
 
 
 class _Scale(nn.Module):
-    """How much a code counts: what pretraining learned of it."""
+    """The learned weight of a code."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -325,7 +325,7 @@ class Clay(Encoder):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Make the kernel for the bands that there are, once and in float32; what makes kernels is let go."""
+        """Make the kernel for the bands in use, once and in float32, then drop the network that makes kernels."""
         self.patch_embedding.eval()
         self.patches = self._convolution(*self.patch_embedding(torch.tensor(self.facts.wavelengths)))
         del self.patch_embedding

@@ -72,7 +72,7 @@ MODELS = {
 def encoder_tensors(state: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     """Return an autoencoder's tensors that are its encoder's, by the encoder's names.
 
-    The hub's files of 2.0 put `encoder.` before those names, that of 1.0 nothing. Position codes are computed anew, as
+    The hub's files of 2.0 put `encoder.` before those names, that of 1.0 nothing. Position codes are recomputed, as
     terratorch does: they depend on the number of dates.
     """
     own = {key.removeprefix("encoder."): value for key, value in state.items() if not _is_decoders(key)}
