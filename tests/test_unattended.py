@@ -152,7 +152,7 @@ def interrupted(tmtool: Any, make_raster: Any, out: Path, *options: object, tile
     return args
 
 
-def test_parts_are_gone_on_with(tmtool: Any, make_raster: Any, identity: str, out: Path, tmp_path: Path) -> None:
+def test_parts_are_resumed(tmtool: Any, make_raster: Any, identity: str, out: Path, tmp_path: Path) -> None:
     path = make_raster(scene_with_holes(900, 2500), nodata=0)
     args = ("generate", path, "--out", "S1GRD", "--model", identity, "-o")
     few = "from tmtool import models\nfrom tmtool.scene import job\nmodels.host_bytes = lambda *a: (0, 0)\n"
@@ -282,7 +282,7 @@ def test_what_was_made_otherwise_is_stale(
     elif change == "foreign":
         product.write_bytes(path.read_bytes())
     elif change == "version":
-        monkeypatch.setattr("tmtool.provenance.__version__", "99.1.0")
+        monkeypatch.setattr("tmtool.scene.status.__version__", "99.1.0")
     before = product.read_bytes()
     more = ("--seed", 7) if change == "seed" else ()
     result = tmtool(*args, *more, "--stale", stale, "--json")
@@ -475,7 +475,7 @@ def test_a_thousand_scenes_are_planned(tmtool: Any, make_raster: Any, identity: 
     assert not out.exists()
 
 
-def test_the_demo_model_is_gone_on_with(tmtool: Any, tmp_path: Path) -> None:
+def test_the_demo_model_is_resumed(tmtool: Any, tmp_path: Path) -> None:
     sample = ROOT / "samples" / "demo_scene.tif"
     args = ("generate", sample, "--out", "LULC", "--model", "demo", "--batch-size", 1, "-o")
     assert tmtool(*args, tmp_path / "whole").exit_code == 0
