@@ -168,8 +168,8 @@ def test_a_window_computes_the_blocks_that_it_touches(
     make_raster: Any, identity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed = []
-    inner = datasets.compute
-    monkeypatch.setattr(datasets, "compute", lambda task: computed.append(task.rows) or inner(task))
+    inner = datasets.compute_block
+    monkeypatch.setattr(datasets, "compute_block", lambda task: computed.append(task.rows) or inner(task))
     path = make_raster(dn(400, 70), nodata=0)
     found = package.generate(path, ["S1GRD", "LULC"], **TILES, model=identity, blocks=6)
     assert computed == []
@@ -220,13 +220,13 @@ def test_dask_holds_no_more_of_an_array_than_a_block_sees(
     make_raster: Any, identity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = []
-    inner = datasets.compute
+    inner = datasets.compute_block
 
     def seen(task: Any) -> Any:
         held.append(len(task.prepared.sources["S2L2A"].array.values[0]))
         return inner(task)
 
-    monkeypatch.setattr(datasets, "compute", seen)
+    monkeypatch.setattr(datasets, "compute_block", seen)
     array = opened(make_raster(dn(1000, 30), nodata=0), "dask")
     package.generate(array, "LULC", **TILES, model=identity, blocks=10).compute()
     assert len(held) >= 10

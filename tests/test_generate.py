@@ -318,7 +318,7 @@ def test_a_raster_that_breaks_midway_leaves_nothing(tmtool: Any, make_raster: An
     good = make_raster(s2(60, 60), "good.tif")
     result = tmtool("generate", path, good, "--out", "S1GRD", "--model", identity, "-o", out)
     assert result.exit_code == 1
-    assert f"{path}: damaged or truncated" in result.stderr
+    assert f"{path}: is damaged or truncated" in result.stderr
     assert left_behind(out) == ["good_S1GRD.tif"]
 
 

@@ -370,7 +370,7 @@ def test_batches_that_fit() -> None:
 def test_what_does_not_fit_is_refused_with_what_it_takes() -> None:
     streaming, model, tile = 320_000_000, 2_910_000_000, 295_000_000
     words = (
-        r"about 3\.6 GB are needed with one tile a batch \(3\.0 GB for the model and its libraries, 0\.3 GB for the tile, "
+        r"about 3\.6 GB are needed with one tile per batch \(3\.0 GB for the model and its libraries, 0\.3 GB for the tile, "
         r"0\.4 GB for streaming the scene\), and 3\.5 GB may be used \(--max-memory\)\. Use a smaller --model or --crop"
     )
     with pytest.raises(OutOfMemory, match=words):
