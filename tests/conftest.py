@@ -19,6 +19,16 @@ EXAMPLES = ROOT.parent / "shared" / "data" / "terramind_examples"
 TRANSFORM = Affine(10, 0, 399_960, 0, -10, 6_300_040)
 
 
+_LONG = ("test_unattended", "test_cluster", "test_out_of_memory", "test_memory", "test_api", "test_terramind")
+"""Files that take long: they go first, so that all processes end at about one time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order files by how long they take; each runs in one process."""
+    place = {name: i for i, name in enumerate(_LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(_LONG)))
+
+
 @pytest.fixture(scope="session")
 def examples() -> Path:
     """Real chips, one folder a modality."""

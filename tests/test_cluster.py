@@ -38,7 +38,6 @@ from tmtool.tasks import TASKS, Generate
 from tmtool.tiles.plan import TilePlan, Tiling
 
 psutil = pytest.importorskip("psutil")  # comes with distributed
-pytestmark = pytest.mark.xdist_group("cluster")  # each has several processes; one test after the other
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
 ENVIRONMENT |= {"OMP_WAIT_POLICY": "PASSIVE"}

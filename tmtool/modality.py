@@ -203,11 +203,11 @@ def find(name: str, *, output: bool = False) -> Modality:
     if key not in MODALITIES:
         import difflib
 
-        choices = OUTPUTS if output else INPUTS
+        choices = [m.name for m in MODALITIES.values() if m.token_key or not output]
         near = difflib.get_close_matches(key, choices, n=1, cutoff=0.4)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise UsageError(f"Unknown modality {name!r}. {hint}Choose from {', '.join(choices)}.")
-    if output and key not in OUTPUTS:
+    if output and not MODALITIES[key].token_key:
         raise UsageError(
             f"{key} is an input-only modality: TerraMind has no tokenizer for it, so it cannot be generated. "
             f"Choose outputs from {', '.join(OUTPUTS)}."

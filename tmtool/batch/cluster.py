@@ -246,7 +246,8 @@ def _on_worker(task: BlockTask, kinds: Sequence[tuple[str, ...]], expected: Fact
     try:
         return compute(task)
     except TmtoolError as error:
-        raise type(error)(f"{error} (on worker {address}, which must see inputs by the same paths)") from error
+        told = type(error)(f"{error} (on worker {address}, which must see inputs by the same paths)")
+    raise told  # here, without what caused it: a cause that cannot be pickled would make another error of it
 
 
 class Cluster:

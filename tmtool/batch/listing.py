@@ -18,20 +18,18 @@ from pathlib import Path
 
 from tmtool.errors import InputError, UsageError
 from tmtool.files.writer import WORK_PREFIX
-from tmtool.modality import OUTPUTS, Modality, find
+from tmtool.modality import Modality, find
 from tmtool.names import base, in_one_word
 from tmtool.provenance import PROVENANCE_TAG
 from tmtool.scene.job import Scene
 from tmtool.source import opened
+from tmtool.tasks import TASKS
 
 _log = logging.getLogger("tmtool")
 
 _RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 _BESIDE = (".aux.xml", ".ovr", ".msk", ".parquet")
 """Endings of sidecar files, which a glob or pattern such as `*` also matches."""
-
-_LIKE_A_PRODUCT = re.compile(rf"_(({'|'.join(OUTPUTS)})(_rec|_tokens|_valid)?|embed.*)\.tiff?\Z", re.I | re.S)
-"""File names of products, which other files may have too: the provenance tag decides."""
 
 
 @dataclass(frozen=True)
@@ -228,10 +226,19 @@ def _is_own(path: str, tokens: bool) -> bool:
     name = os.path.basename(path)
     if name.startswith(WORK_PREFIX) or name.lower().endswith(_BESIDE):
         return True
-    if not _LIKE_A_PRODUCT.search(name):
+    if not _like_a_product(name):
         return False
     said = _provenance_text(path)
-    return said is not None and not (tokens and _task(said) == "tokenize")
+    if said is None:
+        return False
+    task = TASKS.get(_task(said) or "")
+    return not (tokens and task is not None and task.makes_inputs)
+
+
+def _like_a_product(name: str) -> bool:
+    """Whether a product may have a name, and others may have it too: only the provenance tag says which."""
+    suffixes = "|".join(task.suffixes() for task in TASKS.values())
+    return re.search(rf"_({suffixes})\.tiff?\Z", name, re.I | re.S) is not None
 
 
 def _provenance_text(path: str) -> str | None:

@@ -19,6 +19,7 @@ def generate(
     log: o.LogOptions,
     in_: o.Ins = None,
     decoding_steps: o.DecodingSteps = Sampling.decoding_steps,
+    format_: o.GenerateFormat = "",
 ) -> None:
     """Generate modalities from a raster: radar, land cover, elevation, ... as georeferenced COGs.
 
@@ -39,6 +40,6 @@ def generate(
         drawn = (drawing.top_p, drawing.top_k, drawing.temperature, decoding_steps)
         sampling = Sampling(*drawn, decoding.timesteps, decoding.clip_sigma)
         rasters, told = told_places(in_ or ())
-        task = Generate(tuple(output_named(name) for name in o.split(out)), sampling, told)
+        task = Generate(tuple(output_named(name) for name in o.split(out)), sampling, told, format_)
         job = o.job_of(task, listing, output, model, tiles, drawing.seed)
         run_command(job, listing, output, o.policy_of(run, output, model), rasters, as_json=run.json_, quiet=log.quiet)

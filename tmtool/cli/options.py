@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tmtool.scene.job import Job
     from tmtool.tasks import Task
 
-IO, _TILES, _SAMPLING, _MODEL, _RUN = "Input and output", "Tiles", "Sampling", "Model and device", "Run"
+IO, TILES, _SAMPLING, _MODEL, _RUN = "Input and output", "Tiles", "Sampling", "Model and device", "Run"
 _EMBEDDING = "Embedding"
 
 Inputs = Annotated[
@@ -293,7 +293,7 @@ Crop = Annotated[
         "--crop",
         metavar="PX",
         show_default=str(Tiling.crop),
-        rich_help_panel=_TILES,
+        rich_help_panel=TILES,
         envvar="TMTOOL_CROP",
         help="Side of a tile, a multiple of the model's patch (16).",
     ),
@@ -304,7 +304,7 @@ PatchCrop = Annotated[
         "--crop",
         metavar="PX",
         show_default=f"{Tiling.crop}; Prithvi 224",
-        rich_help_panel=_TILES,
+        rich_help_panel=TILES,
         envvar="TMTOOL_CROP",
         help="Side of a tile, a multiple of the model's patch (16; of Prithvi 600M 14, of Clay 8).",
     ),
@@ -315,7 +315,7 @@ Stride = Annotated[
         "--stride",
         metavar="PX",
         show_default="192",
-        rich_help_panel=_TILES,
+        rich_help_panel=TILES,
         envvar="TMTOOL_STRIDE",
         help="Distance between tiles, at most crop - 2*delta.",
     ),
@@ -326,7 +326,7 @@ Delta = Annotated[
         "--delta",
         metavar="PX",
         show_default="8",
-        rich_help_panel=_TILES,
+        rich_help_panel=TILES,
         envvar="TMTOOL_DELTA",
         help="Margin of each tile that is discarded.",
     ),
@@ -337,7 +337,7 @@ PatchDelta = Annotated[
         "--delta",
         metavar="PX",
         show_default="one patch",
-        rich_help_panel=_TILES,
+        rich_help_panel=TILES,
         envvar="TMTOOL_PATCH_DELTA",
         help="Margin of each tile that is discarded, a multiple of the patch so that patches stay on one grid.",
     ),
@@ -348,7 +348,7 @@ PatchStride = Annotated[
         "--stride",
         metavar="PX",
         show_default="192; Prithvi 600M 196, Clay 240",
-        rich_help_panel=_TILES,
+        rich_help_panel=TILES,
         envvar="TMTOOL_STRIDE",
         help="Distance between tiles, a multiple of the patch, at most crop - 2*delta.",
     ),
@@ -423,6 +423,17 @@ Dtype = Annotated[
 FileFormat = Annotated[
     settings.FileFormat,
     typer.Option("--format", rich_help_panel=_EMBEDDING, help="File format of the product."),
+]
+GenerateFormat = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        rich_help_panel=IO,
+        show_default="cog, and geojson of coords and caption",
+        help="File format: cog of rasters, geojson or geoparquet of coords and caption. A product that it does not fit keeps "
+        "its default.",
+    ),
 ]
 Pool = Annotated[
     settings.Pool,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -67,6 +67,27 @@ ProbabilityType = Annotated[
 ]
 
 
+def _pixels(flag: str, meaning: str) -> Any:
+    """Return an option of the tiles, whose default is the config's."""
+    return typer.Option(
+        f"--{flag}",
+        metavar="PX",
+        rich_help_panel=o.TILES,
+        envvar=f"TMTOOL_{flag.upper()}",
+        show_default="the config's",
+        help=meaning,
+    )
+
+
+@dataclass(frozen=True)
+class TaskTiles:
+    """The tiles of a task."""
+
+    crop: Annotated[int | None, _pixels("crop", "Side of a tile, a multiple of the model's patch.")] = None
+    stride: Annotated[int | None, _pixels("stride", "Distance between tiles, at most crop - 2*delta.")] = None
+    delta: Annotated[int | None, _pixels("delta", "Margin of each tile that is discarded.")] = None
+
+
 @dataclass(frozen=True)
 class TaskOptions:
     """Which task is predicted with."""
@@ -85,7 +106,7 @@ def predict(
     output: o.OutputOptions,
     task: TaskOptions,
     compute: o.ComputeOptions,
-    tiles: o.TileOptions,
+    tiles: TaskTiles,
     run: o.RunOptions,
     log: o.LogOptions,
     in_: NamedInputs = None,

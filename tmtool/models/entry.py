@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 from numpy.typing import NDArray
 
 from tmtool.grid import TileBatch
-from tmtool.modality import MODALITIES, Modality
+from tmtool.modality import MODALITIES, TOKEN_PX, Modality
 from tmtool.models.device import Compute
 from tmtool.models.requests import Embedding, Request
 from tmtool.models.weights import WeightFile, check_file
@@ -94,7 +94,7 @@ class ModelEntry:
     outputs: tuple[str, ...] = ()
     requests: tuple[type[Request], ...] = (Request,)
     """Kinds of work that it can do."""
-    patch: int = 16
+    patch: int = TOKEN_PX
     dim: int = 768
     depth: int = 12
     tiling: tuple[int, int, int] | None = None

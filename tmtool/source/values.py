@@ -62,6 +62,12 @@ _LIMITS = {  # by unit
 }
 
 
+def _limits(modality: Modality) -> _Limits:
+    """Return the limits of a modality's unit; there are none where nothing is known of it."""
+    anything = (-np.inf, np.inf)
+    return _LIMITS.get(modality.unit, _Limits(anything, anything, f"finite values in {modality.unit}"))
+
+
 def measured(sample: FloatArray, bands: Sequence[str], expected: Moments | None) -> tuple[BandValues, ...]:
     """Return what a sample `(C, n)` of valid values holds, an entry a band; none if there is no value."""
     if sample.size == 0:
@@ -100,7 +106,7 @@ def refuse_dtype(path: str, modality: Modality, dtype: str) -> None:
     if modality.is_optical and np.dtype(dtype).itemsize == 1:
         raise InputError(
             f"{path}: its {len(modality.bands)} bands are {dtype}, which cannot hold {modality.name}: expected "
-            f"{_LIMITS[modality.unit].takes}, usually as uint16. Give the product that was not scaled to 8 bits, or "
+            f"{_limits(modality).takes}, usually as uint16. Give the product that was not scaled to 8 bits, or "
             "its red, green and blue: gdal_translate -b 4 -b 3 -b 2, and --in RGB."
         )
 
@@ -123,7 +129,7 @@ def refuse_values(path: str, modality: Modality, bands: Sequence[int], sample: F
             raise InputError(f"{where} are all below zero{said}; expected {_LIMITS['DN'].takes}.")
     if not _possible(modality, sample):
         raise InputError(
-            f"{where}{_odd_medians(modality, sample)} are impossible; expected {_LIMITS[modality.unit].takes}."
+            f"{where}{_odd_medians(modality, sample)} are impossible; expected {_limits(modality).takes}."
             f"{_cure(modality, sample)}"
         )
 
@@ -159,7 +165,7 @@ def _refuse_fills(path: str, modality: Modality, sample: FloatArray, offset: flo
         if at.any():
             raise InputError(
                 f"{path}: {modality.name} values of {fill:g} in {100 * at.mean():.2g} % of the sample; expected "
-                f"{_LIMITS[modality.unit].takes}. If it stands for no data, declare it: gdal_edit.py -a_nodata {fill:g} "
+                f"{_limits(modality).takes}. If it stands for no data, declare it: gdal_edit.py -a_nodata {fill:g} "
                 "FILE, or array.rio.write_nodata in Python."
             )
 
@@ -176,14 +182,14 @@ def _refuse_mask(what: str, sample: FloatArray, offset: float) -> None:
 
 def _possible(modality: Modality, sample: FloatArray) -> bool:
     """Whether a sample lies within what pixels, and what medians of bands, of a modality can be."""
-    low, high = _LIMITS[modality.unit].pixel
+    low, high = _limits(modality).pixel
     inside = low <= sample.min() and sample.max() <= high and not _odd_medians(modality, sample)
     return bool(inside) and not (modality.classes and (sample % 1).any())
 
 
 def _odd_medians(modality: Modality, sample: FloatArray) -> str:
     """Return the medians of bands that lie beyond what they can be, in brackets."""
-    limits = _LIMITS[modality.unit]
+    limits = _limits(modality)
     lowest, highest = limits.median
     if limits.median == limits.pixel:  # then the pixels have shown it
         return ""

@@ -27,8 +27,13 @@ class Task(ABC):
     one_input: ClassVar[bool] = False
     asks: ClassVar[type[Request]]
     """The kind of its requests."""
-    formats: ClassVar[tuple[str, ...]] = ("cog",)
-    """Names of the file formats that its products can have; the first is the default."""
+    makes_inputs: ClassVar[bool] = False
+    """Whether another task takes its products."""
+
+    @classmethod
+    @abstractmethod
+    def suffixes(cls) -> str:
+        """Return a regular expression of its products' suffixes: a folder's products are not taken for inputs."""
 
     @classmethod
     def for_files(cls, outputs: tuple[str, ...], coords: bool) -> "Task":

@@ -33,7 +33,11 @@ class Embed(Task):
 
     name: ClassVar[str] = "embed"
     asks: ClassVar[type[Request]] = Embedding
-    formats: ClassVar[tuple[str, ...]] = tuple(_FORMATS)
+
+    @classmethod
+    def suffixes(cls) -> str:
+        """Return a regular expression of its products' suffixes."""
+        return "embed.*"
 
     layers: tuple[int, ...] = (-1,)
     merge: Merge = "mean"

@@ -1,36 +1,46 @@
 """`generate`: modalities made from a raster, or from several of one scene."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from tmtool.errors import InputError, UsageError
+from tmtool.files.cog import COG
 from tmtool.files.geojson import PLACES, TEXTS
-from tmtool.files.writer import Layout
+from tmtool.files.writer import Format, Layout
 from tmtool.grid import Grid, OutputSpec
-from tmtool.modality import find
+from tmtool.modality import MODALITIES, find
 from tmtool.models import Generation, ModelEntry, ModelSpec, Request, Sampling
 from tmtool.models.text import SEQUENCES, check
 from tmtool.products.product import Product, pixels_of
 from tmtool.source import Source
 from tmtool.tasks.base import Task, check_not_both, check_outputs
 
+RASTERS: dict[str, Format] = {"cog": COG}
+"""The formats of rasters."""
+
 
 @dataclass(frozen=True)
 class Generate(Task):
     """Make the modalities `outputs`, in order: each conditions the next.
 
-    With `coords` the model takes the tiles' coordinates. `format` is that of places and texts: geojson or geoparquet.
+    With `coords` the model takes the tiles' coordinates. `format` names the products' file format; a product whose kind
+    has no format of this name gets the first one of its kind.
     """
 
     name: ClassVar[str] = "generate"
     asks: ClassVar[type[Request]] = Generation
     on_patch_grid: ClassVar[bool] = False
 
+    @classmethod
+    def suffixes(cls) -> str:
+        """Return a regular expression of its products' suffixes."""
+        return "|".join(MODALITIES)
+
     outputs: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     coords: bool = False
-    format: str = "geojson"
+    format: str = ""
 
     @property
     def wants_places(self) -> bool:
@@ -48,6 +58,9 @@ class Generate(Task):
         if self.coords and not entry.coords:
             raise UsageError(f"--in coords: --model {model} takes no coordinates.")
         check_outputs([m for m in self.outputs if m not in SEQUENCES], "--out", model, entry)
+        if self.format and not any(self.format in _formats(m) for m in self.outputs):
+            choices = ", ".join(dict.fromkeys(name for m in self.outputs for name in _formats(m)))
+            raise UsageError(f"--format {self.format}: {', '.join(self.outputs)} can be written as {choices}.")
         if not self.outputs:
             raise UsageError("--out names no modality.")
         self.sampling.check()
@@ -68,7 +81,8 @@ class Generate(Task):
 
     def products(self, spec: ModelSpec, entry: ModelEntry) -> tuple[Product, ...]:
         """Return a raster a modality, and a table a sequence."""
-        return tuple(_said(m, self.format) if m in SEQUENCES else pixels_of(entry.modalities[m]) for m in self.outputs)
+        made = (_said(m) if m in SEQUENCES else pixels_of(entry.modalities[m]) for m in self.outputs)
+        return tuple(replace(product, format=_format_of(product.modality, self.format)) for product in made)
 
 
 def output_named(name: str) -> str:
@@ -77,7 +91,17 @@ def output_named(name: str) -> str:
     return key if key in SEQUENCES else find(name, output=True).name
 
 
-def _said(name: str, format: str) -> Product:
+def _formats(output: str) -> Mapping[str, Format]:
+    """Return the file formats of an output; the first is the default."""
+    return {"coords": PLACES, "caption": TEXTS}.get(output, RASTERS)
+
+
+def _format_of(output: str, asked: str) -> Format:
+    known = _formats(output)
+    return known.get(asked, next(iter(known.values())))
+
+
+def _said(name: str) -> Product:
     """Return the product of what a model says of each tile."""
     sequence = SEQUENCES[name]
     nodata = float("nan") if sequence.dtype == "float64" else 0
@@ -87,5 +111,4 @@ def _said(name: str, format: str) -> Product:
         spec=OutputSpec(name, sequence.channels, stitch="own", dtype=sequence.dtype, pool="tile"),
         layout=Layout(tuple(map(str, range(sequence.channels))), sequence.dtype, nodata, ids=True),
         finish=lambda strip: strip.values,
-        format=(PLACES if name == "coords" else TEXTS)[format],
     )

@@ -47,6 +47,11 @@ class Predict(Task):
     asks: ClassVar[type[Request]] = Prediction
     on_patch_grid: ClassVar[bool] = False
 
+    @classmethod
+    def suffixes(cls) -> str:
+        """Return a regular expression of its products' suffixes."""
+        return "pred|prob"
+
     config: TaskConfig
     digest: str
     tuned: Path | None = None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tmtool.errors import InputError
 from tmtool.grid import BoolArray, Window
-from tmtool.modality import OUTPUTS, Modality
+from tmtool.modality import MODALITIES, OUTPUTS, Modality
 from tmtool.models import Decoding, ModelEntry, ModelSpec, Moments, Request, Sampling
 from tmtool.products.metrics import Comparison, comparison_text
 from tmtool.products.product import Measuring, Product, pixels_of
@@ -27,6 +27,11 @@ class Reconstruct(Task):
     name: ClassVar[str] = "reconstruct"
     asks: ClassVar[type[Request]] = Decoding
     one_input: ClassVar[bool] = True
+
+    @classmethod
+    def suffixes(cls) -> str:
+        """Return a regular expression of its products' suffixes."""
+        return f"({'|'.join(MODALITIES)})_rec"
 
     sampling: Sampling = field(default_factory=Sampling)
 

@@ -25,6 +25,12 @@ class Tokenize(Task):
     name: ClassVar[str] = "tokenize"
     asks: ClassVar[type[Request]] = Encoding
     one_input: ClassVar[bool] = True
+    makes_inputs: ClassVar[bool] = True
+
+    @classmethod
+    def suffixes(cls) -> str:
+        """Return a regular expression of its products' suffixes."""
+        return f"({'|'.join(MODALITIES)})_(tokens|valid)"
 
     def precision(self, asked: str) -> str:
         """Return float32 unless another is asked for: tokens are discrete, and rounding flips some of them."""

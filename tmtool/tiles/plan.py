@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmtool.grid import Grid, OutputSpec, Placement, Tile, Window, reflect
+from tmtool.modality import TOKEN_PX
 from tmtool.settings import Tiling
 
 REPEATED = 0.07
@@ -26,7 +27,7 @@ class TilePlan:
 
     shape: tuple[int, int]
     tiling: Tiling
-    patch: int = 16
+    patch: int = TOKEN_PX
 
     @property
     def single(self) -> bool:

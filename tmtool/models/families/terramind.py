@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tmtool.modality import INPUTS, OUTPUTS
+from tmtool.modality import MODALITIES, OUTPUTS
 from tmtool.models.entry import ModelEntry, ModelSpec
 from tmtool.models.registry import find, register
 from tmtool.models.requests import Decoding, Embedding, Encoding, Generation, Request
@@ -138,7 +138,7 @@ def _sized(size: str, dim: int, depth: int, parameters_m: float) -> TerraMind:
     return TerraMind(
         title=f"TerraMind 1.0 {size}",
         module="tmtool.models.terramind.build",
-        inputs=INPUTS,
+        inputs=tuple(m.name for m in MODALITIES.values() if m.raw_key or m.token_key),
         outputs=OUTPUTS,
         sequences=("coords",),
         dim=dim,
