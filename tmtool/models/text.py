@@ -47,7 +47,7 @@ def check(outputs: Sequence[str], told: bool, offered: Sequence[str], model: str
     if told and "coords" in outputs:
         raise UsageError("coords is both --in and --out: the model would be given its own answer. Leave out one.")
     if absent := [m for m in outputs if m in SEQUENCES and m not in offered]:
-        makes = f"its outputs that are not rasters: {', '.join(offered) or 'none'}"
+        makes = f"apart from rasters it makes {', '.join(offered) or 'nothing'}"
         cure = "; --model v01-base makes captions" if absent[0] == "caption" else ""
         raise UsageError(f"--out: --model {model} cannot make {absent[0]}; {makes}{cure}.")
 
