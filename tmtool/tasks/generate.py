@@ -35,7 +35,8 @@ class Generate(Task):
     @classmethod
     def suffixes(cls) -> str:
         """Return a regular expression of its products' suffixes."""
-        return "|".join(MODALITIES)
+        made = [name for name, m in MODALITIES.items() if m.token_key or not m.raw_key]  # not what is input only
+        return "|".join(made)
 
     outputs: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
