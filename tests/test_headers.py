@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 
 from tests.conftest import ROOT
 from tmtool.errors import WeightsError
-from tmtool.models import Embedding
 from tmtool.models.headers import check_header
 from tmtool.models.weights import core_file, read_state, tokenizer_file
 from tmtool.scene.blocks import Models
 from tmtool.scene.job import Job
+from tmtool.tasks import Embed
 
 RAN: list[str] = []
 
@@ -176,7 +176,7 @@ def test_a_safetensors_header_that_is_no_header(tmp_path: Path) -> None:
 def test_a_file_is_looked_at_once(narrow_terramind: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Path] = []
     monkeypatch.setattr("tmtool.models.weights.check_header", lambda path, *_, **__: seen.append(path) or kept[path])
-    job = Job("embed", model="tiny", weights=str(narrow_terramind), embedding=Embedding(coords=True))
+    job = Job(Embed(coords=True), model="tiny", weights=str(narrow_terramind))
     names = (core_file("tiny").filename, "config.json")
     kept = {narrow_terramind / name: check_header(narrow_terramind / name) for name in names}
     models = Models(job)

@@ -202,7 +202,7 @@ def test_a_process_of_its_own_and_its_workers(host: str, tmp_path: Path) -> None
         capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert [json.loads(line)["status"] for line in done.stdout.splitlines()] == ["invalid", "done", "failed"]
+    assert sorted(json.loads(line)["status"] for line in done.stdout.splitlines()) == ["done", "failed", "invalid"]
     assert "on worker" in done.stderr
     assert_nothing_secret(done.stdout, done.stderr, out=tmp_path)
 
@@ -212,8 +212,9 @@ def test_a_command_line_that_is_wrong(tmp_path: Path) -> None:
     for args in ([url], ["models", url], ["models", "list", url], ["info", "--crop", url]):
         done = subprocess.run([sys.executable, "-m", "tmtool", *args], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 2
-        assert "host/a/long" in done.stderr
-        assert_nothing_secret(done.stdout, done.stderr.replace("\n", "").replace(" ", "").replace("│", ""))
+        unbroken = done.stderr.replace("\n", "").replace(" ", "").replace("│", "")
+        assert "host/a/long" in unbroken or "--crop" in args  # whose message quotes no value
+        assert_nothing_secret(done.stdout, unbroken)
 
 
 S = "https://h/x.tif"

@@ -178,8 +178,11 @@ def test_what_follows_the_end_is_padding(narrow_v01_base: Path) -> None:
     """One tile's sequence ends before the other's."""
     often = Sampling(temperature=50, top_k=12, top_p=0)
     spec = generation("v01-base", narrow_v01_base, ["S2L2A"], ["caption"], often)
-    texts = [ids.tolist() for ids in generated(spec)[1]["caption"]]
-    ends = [ids.index(END) for ids in texts if END in ids]
+    for seed in range(40):  # until two of them end apart
+        texts = [ids.tolist() for ids in generated(replace(spec, seed=seed))[1]["caption"]]
+        ends = [ids.index(END) for ids in texts if END in ids]
+        if ends and len(set(ends)) == len(ends):
+            break
     assert ends
     assert len(set(ends)) == len(ends)
     assert all(not any(ids[ids.index(END) + 1 :]) for ids in texts if END in ids)
@@ -301,8 +304,14 @@ def test_lengths_equal_terratorchs(name: str) -> None:
     assert SEQUENCES[name].length == modality_info.MODALITY_INFO[name]["max_tokens"]
 
 
-def test_from_the_command_line_to_geojson(narrow_v01_base: Path, tmtool: Any, make_raster: Any, tmp_path: Path) -> None:
-    """The way of a raster with a hole as large as a tile, on several tiles, begun anew and not."""
+def test_from_the_command_line_to_geojson(
+    narrow_v01_base: Path, tmtool: Any, make_raster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of a raster with a hole as large as a tile, on several tiles, begun anew and not.
+
+    A model of random weights hardly ever says two words that are a place, so that its tokens are taken for one here.
+    """
+    monkeypatch.setattr(Vocabulary, "place", lambda _, ids: (float(sum(ids) % 180), float(sum(ids) % 80)))
     rng = np.random.default_rng(0)
     pixels = rng.integers(1, 3000, (12, 250, 150)).astype(np.int16)
     pixels[:, :192, :96] = 0

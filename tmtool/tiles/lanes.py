@@ -82,7 +82,9 @@ class Lanes(Generic[T, R]):
                     continue
                 try:
                     future.set_result(call(item))
-                except Exception as error:
+                except _Dropped:
+                    raise
+                except BaseException as error:  # whatever it is: nobody else would hear of it
                     future.set_exception(error)
                 del handed, item, future  # a lane that waits holds no pixels
         except _Dropped:

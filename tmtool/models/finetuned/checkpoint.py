@@ -82,7 +82,7 @@ def _task_name(checkpoint: TaskCheckpoint) -> str:
 def check_same_task(config: TaskConfig, checkpoint: TaskCheckpoint) -> None:
     """Raise `WeightsError` if a checkpoint's own settings are not the config's: also where the weights would fit."""
     held = checkpoint.hyper_parameters.get("model_args")
-    if not isinstance(held, dict):
+    if not isinstance(held, dict) or isinstance(held, Foreign):
         return
     keys = [k for k in sorted(set(held) | set(config.model_args)) if not any(word in k for word in _WITHOUT_EFFECT)]
     pairs = [(k, _plain(held.get(k)), _plain(config.model_args.get(k))) for k in keys if not _has_foreign(held.get(k))]
