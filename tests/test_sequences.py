@@ -309,9 +309,10 @@ def test_from_the_command_line_to_geojson(
 ) -> None:
     """The way of a raster with a hole as large as a tile, on several tiles, begun anew and not.
 
-    A model of random weights hardly ever says two words that are a place, so that its tokens are taken for one here.
+    A model of random weights hardly ever says words that are a place or a text, so that its tokens are taken for them here.
     """
     monkeypatch.setattr(Vocabulary, "place", lambda _, ids: (float(sum(ids) % 180), float(sum(ids) % 80)))
+    monkeypatch.setattr(Vocabulary, "caption", lambda _, ids: f"words {' '.join(map(str, ids))}")
     rng = np.random.default_rng(0)
     pixels = rng.integers(1, 3000, (12, 250, 150)).astype(np.int16)
     pixels[:, :192, :96] = 0
