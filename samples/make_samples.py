@@ -8,17 +8,19 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
-from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from samples.synthesis import PIXEL_M, S2_BANDS, synthesise
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SEED = 3
 # Neither side is a multiple of 16, so padding and cropping show up in tests.

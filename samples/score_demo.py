@@ -10,9 +10,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from samples.synthesis import LULC_NAMES, S2_BANDS, synthesise
 from tmtool.modality import MODALITIES
 from tmtool.models import MODELS, demo, find
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 HELD_OUT_SEED = 900_000
 SCENE_PX = 512

@@ -16,11 +16,10 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +35,9 @@ from samples.score_demo import BAR, BAR_RMSE, DemoModel, embeddings, missed, sco
 from samples.synthesis import ndvi, synthesise
 from tmtool.modality import MODALITIES
 from tmtool.models import MODELS, ModelSpec, demo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 SEED = 20
 FIRST_SCENE_SEED = 10_000

@@ -152,7 +152,7 @@ def test_an_exception_while_claiming_leaves_nothing(tmp_path: Path, monkeypatch:
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Claim, "_beat", interrupted)
+    monkeypatch.setattr(Claim, "beat", interrupted)
     with pytest.raises(KeyboardInterrupt):
         claim(tmp_path, "a")
     assert left(tmp_path) == []

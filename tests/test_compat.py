@@ -39,22 +39,29 @@ def _heard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("tmtool"), "propagate", True)
 
 
+def imported(node: ast.AST) -> list[tuple[str, str]]:
+    """Return what an import statement of another package imports, and what it is called then."""
+    if isinstance(node, ast.Import):
+        named = [(alias.name, alias) for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        named = [(f"{node.module}.{alias.name}", alias) for alias in node.names]
+    else:
+        return []
+    return [
+        (name, alias.asname or alias.name.partition(".")[0])
+        for name, alias in named
+        if name.partition(".")[0] != "tmtool"
+    ]
+
+
 def private_parts(tree: ast.AST) -> Iterator[str]:
     """Yield what a module uses of others' names with an underscore, and of ctypes."""
-    others = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            first, *below = name.split(".")
-            if first != "tmtool":
-                others |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
-                if first == "ctypes" or any(part.startswith("_") and part != "__future__" for part in below):
-                    yield name
+    found = [names for node in ast.walk(tree) for names in imported(node)]
+    for name, _ in found:
+        first, *below = name.split(".")
+        if first == "ctypes" or any(part.startswith("_") and part != "__future__" for part in below):
+            yield name
+    others = {called for _, called in found}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
             root: Any = node

@@ -1,9 +1,8 @@
 """Tiles in, rows out: models with known answers over awkward sizes."""
 
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,6 +15,9 @@ from tmtool.tiles.batches import Feed, TileInput, collate, load, read_ahead
 from tmtool.tiles.engine import Engine
 from tmtool.tiles.plan import TilePlan, Tiling, blend_window
 from tmtool.tiles.stitch import Stitcher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SIZES = [
     (1, 1), (1, 600), (15, 16), (16, 17), (17, 15), (100, 208), (209, 100), (223, 257), (224, 224), (225, 240), (241, 223),

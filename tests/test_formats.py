@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import geopandas
@@ -23,6 +24,7 @@ import tmtool.files.geoparquet
 import tmtool.files.zarr
 from tests.conftest import TRANSFORM
 from tmtool.errors import DiskError, ProductError
+from tmtool.files.cf import locate
 from tmtool.files.geoparquet import GEOPARQUET
 from tmtool.files.writer import Format, Layout, ProductWriter, Work
 from tmtool.files.zarr import ZARR
@@ -348,7 +350,9 @@ def test_what_fails_leaves_nothing(
 def test_a_product_that_lies_elsewhere_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Format
 ) -> None:
-    monkeypatch.setattr(tmtool.files.zarr, "_crs_attributes", lambda crs: {})
+    monkeypatch.setattr(
+        tmtool.files.zarr, "locate", lambda array, grid, nodata: locate(array, replace(grid, crs=None), nodata)
+    )
     monkeypatch.setattr(
         tmtool.files.geoparquet,
         "_metadata",

@@ -91,18 +91,19 @@ class _Look:
 class Claim:
     """A claim of this process; a context manager that releases it. Made by `claim`.
 
-    `lost` says what the last heartbeat found; `check` looks now.
+    `lost` says what the last heartbeat found; `check` looks now. `record` is what the file holds, `token` what tells it from
+    every other claim, `interval_s` how often it is written again.
     """
 
     def __init__(self, path: Path, patience_s: float) -> None:
         self.path = path
         self.lost = False
-        self._interval_s = patience_s / _BEATS
-        self._token = secrets.token_hex(8)
+        self.interval_s = patience_s / _BEATS
+        self.token = secrets.token_hex(8)
         pid, since = os.getpid(), datetime.now(UTC).isoformat(timespec="seconds")
         self._pid = pid
-        owner = _Owner(self._token, socket.gethostname(), _machine(), pid, _start(pid), since, patience_s)
-        self._record = json.dumps(asdict(owner)).encode()
+        owner = _Owner(self.token, socket.gethostname(), _machine(), pid, _start(pid), since, patience_s)
+        self.record = json.dumps(asdict(owner)).encode()
 
     def __enter__(self) -> "Claim":
         """Return itself: it is held already."""
@@ -115,19 +116,19 @@ class Claim:
     def check(self) -> None:
         """Raise `ClaimLost` if somebody took the claim over. Call it before files get their final names."""
         with _named(self.path):
-            if self._beat():
+            if self.beat():
                 return
             now = _look(self.path)
         by = f"taken over by {now}" if now else "removed"
         raise ClaimLost(f"{self.path}: this claim was {by}; this run's work on the scene is discarded.")
 
-    def _beat(self) -> bool:
+    def beat(self) -> bool:
         """Write the file again, for its new mtime, and return whether it is still this claim's."""
         try:
             # What is written is the file that was read, whatever has its name by then.
             with self.path.open("r+b", buffering=0) as file:
                 owner = _parse(file.read(_MAX_BYTES))
-                if owner is None or owner.token != self._token:
+                if owner is None or owner.token != self.token:
                     self.lost = True
                 if not self.lost:
                     self._rewrite(file)
@@ -139,7 +140,7 @@ class Claim:
         # A write gets its mtime from the file server; os.utime gets it from this host on some network file systems.
         try:
             file.seek(0)
-            file.write(self._record)
+            file.write(self.record)
             os.fsync(file.fileno())
         except OSError as error:  # the next one may work, and if none does others take over
             _log.debug("%s: heartbeat failed (%s)", self.path, error)
@@ -151,7 +152,7 @@ class Claim:
         _heart.remove(self)
         try:
             # The beat shows life to a taker that is about to look again, so the file stays ours until it is removed.
-            if self._beat():
+            if self.beat():
                 self.path.unlink(missing_ok=True)
         except OSError as error:  # the scene itself is done, and others take over what stays
             _log.debug("%s: cannot be removed (%s)", self.path, error)
@@ -172,7 +173,7 @@ class _Heart:
 
     def add(self, claim: Claim) -> None:
         with self._changed:
-            self._due[claim] = time.monotonic() + claim._interval_s
+            self._due[claim] = time.monotonic() + claim.interval_s
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="tmtool-claims", daemon=True)
                 self._thread.start()
@@ -193,10 +194,10 @@ class _Heart:
                 due = [claim for claim, at in self._due.items() if at <= now]
                 if not due:
                     self._changed.wait(min(self._due.values()) - now)
-                self._due.update({claim: now + claim._interval_s for claim in due})
+                self._due.update({claim: now + claim.interval_s for claim in due})
             for claim in due:  # with the lock free: a disk may hang
                 try:
-                    claim._beat()
+                    claim.beat()
                 except OSError as error:
                     _log.debug("%s: heartbeat failed (%s)", claim.path, error)
 
@@ -216,7 +217,7 @@ def claim(folder: Path, name: str, *, patience_s: float = 120.0) -> Claim | None
     mine = Claim(path, patience_s)
     try:
         with _named(path):
-            if _seize(path, mine, patience_s) and mine._beat():
+            if _seize(path, mine, patience_s) and mine.beat():
                 _heart.add(mine)
                 return mine
     except BaseException:
@@ -250,13 +251,13 @@ def _seize(path: Path, mine: Claim, patience_s: float) -> bool:
     the new claim.
     """
     for _ in range(_TRIES):
-        if _create(path, mine._record):
+        if _create(path, mine.record):
             return True
         look = _look(path)
         if look is None:
             time.sleep(0.01)  # released this moment, or an old view of the folder
             continue
-        if look.is_of(mine._token):
+        if look.is_of(mine.token):
             return True  # an NFS request that was repeated, and met what it had done the first time
         if not look.gone(path.parent, patience_s):
             _log.debug("%s: claimed by %s", path, look)
@@ -270,7 +271,7 @@ def _seize(path: Path, mine: Claim, patience_s: float) -> bool:
                 with contextlib.suppress(FileNotFoundError):  # whoever took this guard over, or a repeated NFS request
                     guard.replace(path)
                 now = _look(path)
-                return now is not None and now.is_of(mine._token)
+                return now is not None and now.is_of(mine.token)
         finally:
             guard.unlink(missing_ok=True)
     raise OutputError(f"{path}: can neither be created nor read; remove it.")

@@ -4,10 +4,10 @@ import logging
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tmtool import errors
 from tmtool.batch.claims import Claim, check_writable, claim, owner
@@ -20,6 +20,9 @@ from tmtool.scene.run import Runner, SceneRun
 from tmtool.scene.status import Status, notice_of
 from tmtool.scene.writing import leftovers
 from tmtool.settings import Policy
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _log = logging.getLogger("tmtool")
 
@@ -112,13 +115,9 @@ class _Batch:
             if due:
                 self.runner.announce(due)
             if self.policy.dry_run:
-                for prepared in due:
-                    self._plan(prepared)
-                return
-            self._run_all(due)
-            self._collect()
-            for prepared in list(self._untidy):  # unless it died meanwhile
-                self._tidy(prepared)
+                self._plan_all(due)
+            else:
+                self._run_all(due)
         except _FailedFast:
             _log.error("stopped at the first failure, as --fail-fast asks")
             self._collect()
@@ -135,6 +134,10 @@ class _Batch:
                 begun.running.put_back()
                 begun.held.release()
             self._meter.remember()
+
+    def _plan_all(self, due: Iterable[Prepared]) -> None:
+        for prepared in due:
+            self._plan(prepared)
 
     def _plan(self, prepared: Prepared) -> None:
         """Say what a scene would take, after the checks that a run makes as it begins it."""
@@ -174,6 +177,9 @@ class _Batch:
                 _log.info("waiting for %d scenes that others work on (%s)", busy, by or "just released")
             said, busy = True, 0
             time.sleep(_LOOK_AGAIN_S)
+        self._collect()
+        for prepared in list(self._untidy):  # unless it died meanwhile
+            self._tidy(prepared)
 
     def _checked(self, found: Sequence[Scene]) -> list[Prepared]:
         """Check every scene before anything is loaded; return those that can be used."""

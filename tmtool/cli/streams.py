@@ -71,7 +71,7 @@ def standard_streams() -> Iterator[None]:
             sys.stdout.flush()  # now, while an error can be reported
     except BrokenPipeError:
         sys.exit(errors.EXIT_SOME_FAILED)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (the last one there is)
         print(f"Error: {unforeseen(error)}", file=sys.stderr)
         sys.exit(errors.EXIT_SOME_FAILED)
     finally:

@@ -15,55 +15,50 @@ neither consolidated metadata nor strings. `xarray.open_zarr(path)` gives
 The product's tags are the store's global attributes.
 """
 
-import contextlib
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from affine import Affine
-from numpy.typing import NDArray
 
 from tmtool.errors import ProductError
+from tmtool.files.cf import centres, locate
 from tmtool.files.writer import Format, Layout, Work
 from tmtool.grid import Grid
 
 _CHUNK_BYTES = 8 << 20
 _STRIP_BYTES = 96 << 20
-_COMPRESSOR = {"id": "blosc", "cname": "zstd", "clevel": 5, "shuffle": 1, "blocksize": 0}
 
 
 def convert(work: Work, path: Path) -> None:
     """Write the store with its coordinates and attributes at `path`, and validate it. Raises `ProductError`."""
+    import dask.array
+    import numcodecs
+    import xarray as xr
     import zarr
 
     layout, grid = work.layout, work.grid
     rows, cols = _chunk(layout, grid.shape)
-    group = zarr.open_group(path, mode="w", zarr_format=2)
-    values = group.create_array(
-        "embedding",
-        shape=(len(layout.bands), *grid.shape),
-        chunks=(len(layout.bands), rows, cols),
-        dtype=layout.dtype,
-        fill_value=np.dtype(layout.dtype).type(layout.nodata),  # xarray's _FillValue, GDAL's nodata
-        compressors=_COMPRESSOR,
+    values = xr.DataArray(
+        dask.array.zeros((len(layout.bands), *grid.shape), dtype=layout.dtype, chunks=(len(layout.bands), rows, cols)),
+        _coordinates(work),
+        ("band", "y", "x"),
+        attrs={"units": layout.unit} if layout.unit else {},
     )
+    values = locate(values, grid, layout.nodata)
+    crs = values.rio.crs
+    if crs is not None and (crs.is_geographic or crs.is_projected):  # others may have no axis called X or Y
+        values = values.rio.write_coordinate_system()
+    values.encoding["compressors"] = (numcodecs.Blosc("zstd", clevel=5, shuffle=numcodecs.Blosc.SHUFFLE),)
+    # xarray makes coordinates of what is named here, and rioxarray finds the grid mapping among them only
+    values.encoding["coordinates"] = " ".join(name for name in ("scale", "spatial_ref") if name in values.coords)
+    for name in values.coords:
+        values[name].encoding = {"_FillValue": None, "compressors": None}  # or what equals it is taken for missing
+    described = values.to_dataset(name="embedding").assign_attrs({"Conventions": "CF-1.8"} | dict(work.tags))
+    described.to_zarr(path, mode="w", compute=False, zarr_format=2, consolidated=True)
+    group: Any = zarr.open_group(path, mode="r+", zarr_format=2)
     for row, strip, _ in work.rows(rows):
-        values[:, row : row + strip.shape[1]] = strip
-    scaled = bool((work.scales != 1).any())
-    values.attrs.update(
-        {"_ARRAY_DIMENSIONS": ["band", "y", "x"], "grid_mapping": "spatial_ref"}
-        # xarray makes coordinates of what is named here, and rioxarray finds the grid mapping among them only
-        | {"coordinates": "scale spatial_ref" if scaled else "spatial_ref"}
-        | ({"units": layout.unit} if layout.unit else {})
-    )
-    _put(group, "band", np.array(layout.bands, dtype=np.str_), ["band"], {"long_name": "name of the band"})
-    if scaled:
-        _put(group, "scale", work.scales, ["band"], {"long_name": "value = stored * scale"})
-    _locate(group, grid)
-    group.attrs.update({"Conventions": "CF-1.8"} | dict(work.tags))
-    zarr.consolidate_metadata(path, zarr_format=2)
+        group["embedding"][:, row : row + strip.shape[1]] = strip
     _validate(path, grid, layout)
 
 
@@ -99,42 +94,11 @@ def _chunk(layout: Layout, shape: tuple[int, int]) -> tuple[int, int]:
     return rows, min(width, max(1, _CHUNK_BYTES // (rows * layout.pixel_bytes)))
 
 
-def _locate(group: Any, grid: Grid) -> None:
-    """Write `spatial_ref`, and `x` and `y` where each is a function of one axis."""
-    import pyproj
-
-    crs = None if grid.crs is None else pyproj.CRS.from_wkt(grid.crs.to_wkt(version="WKT2_2019"))
-    affine = {"GeoTransform": " ".join(repr(float(v)) for v in grid.transform.to_gdal())}
-    _put(group, "spatial_ref", np.array(0, dtype=np.int32), [], _crs_attributes(crs) | affine)
-    a, b, c, d, e, f = grid.transform[:6]
-    if b != 0 or d != 0:
-        return
-    axes: dict[str, Mapping[str, Any]] = {}
-    if crs is not None and (crs.is_geographic or crs.is_projected):  # others may have no axis called X or Y
-        axes = {axis["axis"]: axis for axis in crs.cs_to_cf()}
-    for name, start, step, size in (("y", f, e, grid.shape[0]), ("x", c, a, grid.shape[1])):
-        centres = start + step * (np.arange(size) + 0.5)
-        _put(group, name, centres, [name], {"axis": name.upper()} | dict(axes.get(name.upper(), {})))
-
-
-def _crs_attributes(crs: Any) -> dict[str, Any]:
-    if crs is None:
-        return {}
-    attributes: dict[str, Any] = {}
-    with warnings.catch_warnings(), contextlib.suppress(KeyError):  # a projection that CF cannot say has its WKT only
-        warnings.simplefilter("ignore", UserWarning)
-        attributes = crs.to_cf()
-    wkt = crs.to_wkt()
-    return attributes | {"crs_wkt": wkt, "spatial_ref": wkt}  # the second is the name that GDAL gave it
-
-
-def _put(group: Any, name: str, values: NDArray[Any], dims: list[str], attributes: Mapping[str, Any]) -> None:
-    # without a fill value, or xarray takes a coordinate that equals it for missing
-    array = group.create_array(
-        name, shape=values.shape, chunks=values.shape, dtype=values.dtype, fill_value=None, compressors=None
-    )
-    array[...] = values
-    array.attrs.update({"_ARRAY_DIMENSIONS": dims} | dict(attributes))
+def _coordinates(work: Work) -> dict[str, Any]:
+    found: dict[str, Any] = {"band": ("band", np.array(work.layout.bands, np.str_), {"long_name": "name of the band"})}
+    if (work.scales != 1).any():
+        found["scale"] = ("band", work.scales, {"long_name": "value = stored * scale"})
+    return found | centres(work.grid)
 
 
 def _validate(path: Path, grid: Grid, layout: Layout) -> None:

@@ -7,7 +7,6 @@ kills the process. So the host memory that a run needs is estimated, and compare
 import gc
 import logging
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -157,16 +156,16 @@ def limit_bytes(asked: int | None = None, root: Path = Path("/")) -> tuple[int, 
     """Return how much of the host's memory this process may use, and what sets that limit.
 
     It is the least of what was asked for, what any control group that the process is in allows, the process's own
-    limits, and what is available. `root` is where `/proc` and `/sys` are.
+    limits, and what is available by psutil. `root` is where `/proc` and `/sys` are.
     """
     held = _held(root)
     found = [
         *([(asked, "--max-memory")] if asked else []),
         *_group_limits(root),
         *_process_limits(held),
-        *_available(root, held),
+        _available(held),
     ]
-    return min(found, default=(sys.maxsize, "nothing limits it"))
+    return min(found)
 
 
 def _held(root: Path) -> dict[str, int]:
@@ -209,16 +208,11 @@ def _process_limits(held: Mapping[str, int]) -> Iterator[tuple[int, str]]:
             yield max(0, size - held.get(reserved, 0) + held.get(filled, 0)), f"{name} of {_gigabytes(size)}"
 
 
-def _available(root: Path, held: Mapping[str, int]) -> Iterator[tuple[int, str]]:
-    """Yield what the machine can still give, and what this process holds of it already."""
-    for line in _text(root / "proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            yield (int(line.split()[1]) << 10) + held.get("RssAnon", 0), "the memory that is free"
-            return
-    for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):
-        if name in getattr(os, "sysconf_names", {}):
-            yield os.sysconf(name) * os.sysconf("SC_PAGE_SIZE"), "this machine's memory"
-            return
+def _available(held: Mapping[str, int]) -> tuple[int, str]:
+    """Return what the machine can still give, and what this process holds of it already."""
+    import psutil
+
+    return psutil.virtual_memory().available + held.get("RssAnon", 0), "the memory that is free"
 
 
 def _text(path: Path) -> str:

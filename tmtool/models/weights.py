@@ -194,7 +194,7 @@ def _persistently(download: Callable[[], str]) -> str:
             return download()
         except (EntryNotFoundError, HfHubHTTPError):  # an answer, not a broken connection
             raise
-        except Exception as error:  # of whichever HTTP library it uses
+        except Exception as error:  # noqa: BLE001  (of whichever HTTP library it uses)
             _log.info("connection lost (%s), resuming", _first_line(error))
     return download()
 

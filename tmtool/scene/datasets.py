@@ -1,6 +1,6 @@
 """From the blocks of a scene to an `xarray.Dataset` of its products: computed at once, or lazily by dask.
 
-Every block is computed by the function that commands and clusters use, `tmtool.scene.blocks.compute`.
+Every block is computed by the function that commands and clusters use, `tmtool.scene.blocks.compute_block`.
 """
 
 import logging
@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import rioxarray  # noqa: F401  (adds `.rio`)
 import xarray as xr
 from numpy.typing import NDArray
 
+from tmtool.files.cf import centres, locate
 from tmtool.files.writer import Statistics
-from tmtool.grid import Grid, Strip
+from tmtool.grid import Strip
 from tmtool.models.device import batch_size
 from tmtool.products.product import Product, check_statistics
 from tmtool.provenance import Provenance
@@ -79,14 +79,14 @@ def _judge(prepared: Prepared, computed: ComputedBlock) -> None:
 
 def lazy(making: Making, least: int) -> dict[str, Any]:
     """Return the products as dask arrays of a chunk a block, by their outputs' names."""
-    import dask
     import dask.array
+    from dask.delayed import delayed
 
     prepared, plan = making.prepared, making.prepared.plan
     name = f"{making.job.task.name}-{uuid.uuid4().hex}"
     rows = plan.even_blocks(least)
     # the arrays that a scene holds are fields of dataclasses, where dask looks for them: their rows are computed before
-    tasks = [dask.delayed(_block)(making.task(r), dask_key_name=f"{name}-{i}") for i, r in enumerate(rows)]
+    tasks = [delayed(_block)(making.task(r), dask_key_name=f"{name}-{i}") for i, r in enumerate(rows)]
     made: dict[str, Any] = {}
     for product in prepared.products:
         spec, layout = product.spec, product.layout
@@ -96,7 +96,7 @@ def lazy(making: Making, least: int) -> dict[str, Any]:
         )
         each = [task[spec.name] for task in tasks]
         if _is_mean(product):
-            each, heights = [dask.delayed(_mean)(product, each)], [1]
+            each, heights = [delayed(_mean)(product, each)], [1]
         chunks = [
             dask.array.from_delayed(value, (len(layout.bands), height, width), layout.dtype)
             for value, height in zip(each, heights, strict=True)
@@ -161,27 +161,13 @@ def _variable(making: Making, product: Product, values: Any, band: str) -> xr.Da
     prepared, layout = making.prepared, product.layout
     own = "_px" if product.holes else ""
     grid = prepared.plan.product_grid(prepared.grid, product.spec)
-    dims, coords = [f"y{own}", f"x{own}"], _centres(grid, f"y{own}", f"x{own}")
+    dims, coords = [f"y{own}", f"x{own}"], centres(grid, f"y{own}", f"x{own}")
     if len(layout.bands) > 1:
         dims, coords = [band, *dims], {band: list(layout.bands)} | coords
     else:
         values = values[0]
     array = xr.DataArray(values, coords, dims, product.suffix, _attributes(making, product))
-    reference = f"spatial_ref{own}"
-    if grid.crs is not None:
-        array.rio.write_crs(grid.crs, reference, inplace=True)
-    array.rio.write_transform(grid.transform, reference, inplace=True)
-    array.rio.write_nodata(layout.nodata, inplace=True)
-    return array
-
-
-def _centres(grid: Grid, y: str, x: str) -> dict[str, Any]:
-    """Return the coordinates of the cells' centres, if each is a function of one axis."""
-    a, b, c, d, e, f = grid.transform[:6]
-    if b or d:
-        return {}
-    axes = ((y, f, e, grid.shape[0]), (x, c, a, grid.shape[1]))
-    return {n: (n, start + step * (np.arange(size) + 0.5), {"axis": n[0].upper()}) for n, start, step, size in axes}
+    return locate(array, grid, layout.nodata, f"spatial_ref{own}")
 
 
 def _attributes(making: Making, product: Product) -> dict[str, Any]:

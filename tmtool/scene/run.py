@@ -320,7 +320,7 @@ def _apart(work: Callable[[], WrittenScene]) -> "Future[WrittenScene]":
     def run() -> None:
         try:
             result.set_result(work())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  (it is passed on)
             result.set_exception(error)
 
     threading.Thread(target=run, name="build", daemon=True).start()

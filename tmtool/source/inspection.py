@@ -18,6 +18,9 @@ from tmtool.source.values import Moments, far_off, measured, refuse_dtype, refus
 _NEAR_PIXEL = (0.8, 1.2)
 """Sizes of pixels that are near enough, as shares of the one that a model was trained on."""
 
+_BY_COUNT = {12: "S2L2A", 13: "S2L1C"}
+"""What so many bands without names are."""
+
 _NO_INPUT = {
     "tokenize": "tokens that tmtool tokenize made; use tmtool reconstruct",
     "embed": "embeddings that tmtool embed made, which are not an input",
@@ -148,7 +151,6 @@ def _band_name(description: str) -> str:
 
 
 def _guess(found: Description, count: int, names: set[str], used: Collection[Modality]) -> tuple[Modality, str]:
-    path = found.path
     if found.made and found.made.modality in MODALITIES:
         return MODALITIES[found.made.modality], "its tmtool provenance"
     for modality in (MODALITIES["S2L1C"], MODALITIES["S2L2A"]):  # L1C first: its bands include L2A's
@@ -159,20 +161,28 @@ def _guess(found: Description, count: int, names: set[str], used: Collection[Mod
             return modality, "its band names"
         if len(modality.bands) == count:
             return modality, f"its {_bands(count)}"
-    by_count = {12: "S2L2A", 13: "S2L1C"}
-    if count in by_count:
-        return MODALITIES[by_count[count]], f"its {count} bands"
-    if count == 3:
-        dtypes = set(found.dtypes[:3])
-        if dtypes == {"uint8"}:
-            return MODALITIES["RGB"], "its 3 bands of uint8"
-        raise InputError(
-            f"{path}: has 3 bands of {', '.join(sorted(dtypes))}; RGB takes values 0-255 as uint8. Say --in RGB if that is what they hold."
-        )
-    if count in (1, 2):
-        raise InputError(f"{path}: has {_bands(count)}, which does not say what it is. {_fitting(count)}")
-    some = "".join(f"{len(m.bands)}: {' '.join(m.bands)} of {m.name}, " for m in used)
+    if count in _BY_COUNT:
+        return MODALITIES[_BY_COUNT[count]], f"its {count} bands"
+    if count == len(MODALITIES["RGB"].bands):
+        return _rgb(found)
+    raise _of_no_modality(found.path, count, used)
+
+
+def _rgb(found: Description) -> tuple[Modality, str]:
+    dtypes = set(found.dtypes[:3])
+    if dtypes == {"uint8"}:
+        return MODALITIES["RGB"], "its 3 bands of uint8"
     raise InputError(
+        f"{found.path}: has 3 bands of {', '.join(sorted(dtypes))}; RGB takes values 0-255 as uint8. "
+        "Say --in RGB if that is what they hold."
+    )
+
+
+def _of_no_modality(path: str, count: int, used: Collection[Modality]) -> InputError:
+    if count in (1, 2):
+        return InputError(f"{path}: has {_bands(count)}, which does not say what it is. {_fitting(count)}")
+    some = "".join(f"{len(m.bands)}: {' '.join(m.bands)} of {m.name}, " for m in used)
+    return InputError(
         f"{path}: has {_bands(count)}, which fits no modality ({some}12: S2L2A, 13: S2L1C, 3: RGB, 2: S1GRD or S1RTC)."
     )
 

@@ -84,7 +84,7 @@ class Lanes(Generic[T, R]):
                     future.set_result(call(item))
                 except _Dropped:
                     raise
-                except BaseException as error:  # whatever it is: nobody else would hear of it
+                except BaseException as error:  # noqa: BLE001  (nobody else would hear of it)
                     future.set_exception(error)
                 del handed, item, future  # a lane that waits holds no pixels
         except _Dropped:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from tmtool.errors import UsageError
 
@@ -18,7 +18,7 @@ _FLOAT = re.compile(
 )
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+class _Loader(yaml.SafeLoader):
     """Plain YAML, with 1e-4 as a number: PyYAML takes it for a string, TerraTorch's parser for what it is."""
 
 
