@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tmtool.batch import claims
-from tmtool.batch.claims import Claim, ClaimLost, claim, owner
+from tmtool.batch import _claims as claims
+from tmtool.batch._claims import Claim, ClaimLost, claim, owner
 from tmtool.errors import OutputError
 
 HANG_S = 60  # no test waits so long unless something hangs
@@ -23,8 +23,8 @@ LONG_S = 1e6  # a patience that no silence outlasts, unless a test makes the fil
 HEAD = """
 import os, sys
 from pathlib import Path
-from tmtool.batch import claims
-from tmtool.batch.claims import claim
+from tmtool.batch import _claims as claims
+from tmtool.batch._claims import claim
 folder = Path(sys.argv[1])
 def say(*words): print(*words, flush=True)
 """

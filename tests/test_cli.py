@@ -97,6 +97,25 @@ def place(module: str) -> int | None:
     return next((i for i, layer in enumerate(LAYERS) if parts[1] in layer), None)
 
 
+OPEN = {"cli", "tasks", "models.families"}
+"""Where files are added by those who extend tmtool: a file there has a plain name."""
+
+
+def test_modules_of_one_room_have_an_underscore() -> None:
+    names = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    used = {name: imports(path) for name, path in names.items()}
+    for name, path in names.items():
+        room, _, module = name.rpartition(".")
+        if not room or module.startswith("__"):
+            continue
+        users = [n for n, found in used.items() if any(f"{m}.".startswith(f"tmtool.{name}.") for m in found)]
+        outside = [n for n in users if not n.startswith(f"{room}.")]
+        if module.startswith("_"):
+            assert not outside, f"{path.name} is used by {outside}"
+        elif room not in OPEN and name not in {"models.entry", "models.registry", "models.demo"}:  # of models.__all__
+            assert outside, f"{name} is of its room only"
+
+
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_down_only(path: Path) -> None:
     here = ".".join(("tmtool", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")

@@ -19,7 +19,7 @@ import pytest
 import rasterio
 import torch
 
-from tmtool.batch.cluster import (
+from tmtool.batch._cluster import (
     Cluster,
     ClusterBlocks,
     ClusterRunner,
@@ -291,7 +291,7 @@ def test_what_is_no_cluster(address: str, tmtool: Any, make_raster: Any) -> None
 
 
 def test_a_scheduler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tmtool.batch.cluster._CONNECT_S", 1.0)
+    monkeypatch.setattr("tmtool.batch._cluster._CONNECT_S", 1.0)
     with (
         pytest.raises(UsageError, match="no scheduler with a worker answers"),
         connect(f"tcp://127.0.0.1:{free_port()}"),

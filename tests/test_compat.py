@@ -26,9 +26,10 @@ from tmtool.compat.rasterio import resize_block_cache
 from tmtool.compat.torch import compiler_errors
 from tmtool.errors import WeightsError
 from tmtool.grid import Window
-from tmtool.models import demo, parts
+from tmtool.models import _parts as parts
+from tmtool.models import demo
 from tmtool.source import Reader, inspect, set_block_cache
-from tmtool.tiles.lanes import Lanes
+from tmtool.tiles._lanes import Lanes
 
 PACKAGE = ROOT / "tmtool"
 

@@ -173,7 +173,7 @@ def test_a_hub_that_refuses_or_is_not_there(dry: Any, hub: Hub) -> None:
 def test_a_scheduler_that_does_not_answer(
     tmtool: Any, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tmtool.batch.cluster._CONNECT_S", 0.5)
+    monkeypatch.setattr("tmtool.batch._cluster._CONNECT_S", 0.5)
     args = ("generate", scene, "--out", "LULC", "--model", "demo", "-o", tmp_path / "out")
     with socket.socket() as deaf:  # takes connections and says nothing
         deaf.bind(("127.0.0.1", 0))
@@ -196,7 +196,7 @@ def test_a_file_that_is_no_scheduler_file(tmtool: Any, scene: Path) -> None:
 def test_a_scheduler_with_and_without_a_worker(
     tmtool: Any, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tmtool.batch.cluster._FIRST_WORKER_S", 1.0)
+    monkeypatch.setattr("tmtool.batch._cluster._FIRST_WORKER_S", 1.0)
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
     args = ("generate", scene, "--out", "LULC", "--model", "demo", "-o", tmp_path / "out", "--cluster", address)
@@ -204,7 +204,7 @@ def test_a_scheduler_with_and_without_a_worker(
         result = tmtool(*args, "--dry-run")
         assert result.exit_code == 2
         assert "no scheduler with a worker answers there" in result.stderr
-        monkeypatch.setattr("tmtool.batch.cluster._FIRST_WORKER_S", 60.0)
+        monkeypatch.setattr("tmtool.batch._cluster._FIRST_WORKER_S", 60.0)
         with worker(address):
             result = tmtool(*args, "--dry-run")
             assert result.exit_code == 0, result.stderr

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from tests.conftest import ROOT
 from tmtool.errors import WeightsError
-from tmtool.models.headers import check_header
+from tmtool.models._headers import check_header
 from tmtool.models.weights import core_file, read_state, tokenizer_file
 from tmtool.scene.blocks import Models
 from tmtool.scene.job import Job
@@ -63,7 +63,7 @@ def test_a_module_s_own_state_and_tensors_with_attributes_are_read(tmp_path: Pat
 def test_a_header_is_read_without_torch_and_without_tensors(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pt")
     code = (
-        "import sys, pathlib; from tmtool.models.headers import check_header;"
+        "import sys, pathlib; from tmtool.models._headers import check_header;"
         f"assert len(check_header(pathlib.Path({str(path)!r}))) == 3; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -14,7 +14,7 @@ import pytest
 import rasterio
 
 from tmtool.batch import listing as inputs
-from tmtool.batch.listing import Listing, list_scenes
+from tmtool.batch._listing import Listing, list_scenes
 from tmtool.errors import InputError, UsageError
 from tmtool.provenance import PROVENANCE_TAG
 

@@ -11,7 +11,7 @@ import rasterio
 
 from tmtool.errors import DeviceError
 from tmtool.models.device import resolve
-from tmtool.tiles.lanes import Lanes
+from tmtool.tiles._lanes import Lanes
 
 
 def test_results_come_in_the_order_of_the_items() -> None:

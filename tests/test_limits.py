@@ -169,7 +169,7 @@ def test_an_error_that_nobody_foresaw(tmp_path: Path, make_raster: Any) -> None:
     """One line without -v; the traceback is in the log file, and with -v on standard error."""
     path = make_raster(np.random.default_rng(0).integers(1, 3000, (12, 40, 40)).astype(np.int16))
     script = (
-        "import tmtool.cli.scenes as scenes\n"
+        "import tmtool.cli._scenes as scenes\n"
         "from tmtool.cli import main\n"
         "def broken(*_): raise ZeroDivisionError('one / none')\n"
         "scenes.list_scenes = broken\n"

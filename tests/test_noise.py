@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from tmtool.models import noise
+from tmtool.models import _noise as noise
 
 KEY = noise.key_of(0, "S1GRD", "diffusion")
 

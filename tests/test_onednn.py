@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from tests import narrow
 from tmtool.compat import torch as compat
-from tmtool.models import onednn, parts
+from tmtool.models import _onednn as onednn
+from tmtool.models import _parts as parts
+from tmtool.models._onednn import OneDNNLinear, PackedConv2d, use_onednn
 from tmtool.models.device import Compute, cpu_flags
-from tmtool.models.onednn import OneDNNLinear, PackedConv2d, use_onednn
 
 BF16 = Compute("cpu", "bf16")
 needs_packing = pytest.mark.skipif(

@@ -15,11 +15,11 @@ from tests.test_task_config import BURN_SCARS, CONFIGS, FLOOD
 from tmtool.errors import UsageError, WeightsError
 from tmtool.grid import TileBatch
 from tmtool.models.device import Compute
+from tmtool.models.finetuned._network import factories
+from tmtool.models.finetuned._predictor import build_predictor
+from tmtool.models.finetuned._tim import PlacedSampler
 from tmtool.models.finetuned.checkpoint import TaskCheckpoint, config_of, read_task_checkpoint
 from tmtool.models.finetuned.config import TaskConfig, read_config
-from tmtool.models.finetuned.network import factories
-from tmtool.models.finetuned.predictor import build_predictor
-from tmtool.models.finetuned.tim import PlacedSampler
 
 TILES = {"crop": 96, "stride": 64, "delta": 8, "batch_size": 4}
 PRETRAINING = {"means": "pretraining", "stds": "pretraining"}
@@ -379,7 +379,7 @@ def test_statistics_of_data_modules_are_terratorchs() -> None:
 
     from terratorch.models.backbones import prithvi_vit
 
-    from tmtool.models.finetuned.statistics import BUILT_IN, PRITHVI
+    from tmtool.models.finetuned._statistics import BUILT_IN, PRITHVI
 
     for name, module in (
         ("MultiTemporalCropClassificationDataModule", "multi_temporal_crop_classification"),

@@ -6,8 +6,9 @@ from terratorch.models.backbones.terramind.model import generate
 from terratorch.models.backbones.terramind.tokenizer.scheduling import DDIMScheduler
 
 from tmtool.errors import UsageError
-from tmtool.models import Sampling, noise
-from tmtool.models.terramind.sampling import _descending, ddim, draw_tokens, linear_schedule
+from tmtool.models import Sampling
+from tmtool.models import _noise as noise
+from tmtool.models.terramind._sampling import _descending, ddim, draw_tokens, linear_schedule
 
 
 def no_noise(cells: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,9 @@ from tests import narrow, specs
 from tmtool import models
 from tmtool.grid import OutputSpec, TileBatch
 from tmtool.modality import MODALITIES, OUTPUTS
-from tmtool.models import ModelSpec, Sampling, noise, parts
+from tmtool.models import ModelSpec, Sampling
+from tmtool.models import _noise as noise
+from tmtool.models import _parts as parts
 from tmtool.models.device import Compute
 from tmtool.models.terramind.architecture import terramind_register as register
 from tmtool.models.terramind.architecture import unet_layers
@@ -241,7 +243,7 @@ def test_blocks_and_runs_give_the_same_bits(narrow_terramind: Path) -> None:
 
 def test_overlapping_tiles_draw_the_same_tokens_where_the_model_agrees() -> None:
     """With the same logits in every cell, a cell's token depends on its place alone."""
-    from tmtool.models.inputs import CellGrid
+    from tmtool.models._inputs import CellGrid
     from tmtool.models.terramind.generator import _draw
 
     logits = torch.randn(1, 256, 500, generator=torch.Generator().manual_seed(0))

@@ -351,7 +351,7 @@ def test_what_a_dead_process_left_of_a_done_scene_is_tidied(
 ) -> None:
     args = ("generate", make_raster(s2(900, 40)), "--out", "S1GRD", "--model", identity, "-o", out)
     assert tmtool(*args).exit_code == 0
-    claimed = "from pathlib import Path; from tmtool.batch.claims import claim; import os, sys\n"
+    claimed = "from pathlib import Path; from tmtool.batch._claims import claim; import os, sys\n"
     claimed += "held = claim(Path(sys.argv[1]), 'scene_generate'); os._exit(9)"
     subprocess.run([sys.executable, "-c", claimed, str(out)], cwd=ROOT, check=False)
     (out / ".tmtool-scene_S1GRD.tif.work.tif").write_bytes(b"left")

@@ -378,7 +378,7 @@ def test_facts_need_no_torch_and_encoders_no_terratorch() -> None:
     script = (
         "import sys, tmtool.models.vit.prithvi, tmtool.models.vit.clay\n"
         "print('torch' in sys.modules)\n"
-        "import tmtool.models.vit.network\n"
+        "import tmtool.models.vit._network\n"
         "print(*{'terratorch', 'timm', 'torchvision', 'lightning', 'diffusers'} & {m.partition('.')[0] for m in sys.modules})"
     )
     root = Path(__file__).parents[1]

@@ -29,8 +29,8 @@ def ceilings(options: m.Options) -> Ceilings:
     """Measure the device's ceilings: the best of several tries."""
     import torch
 
+    from tmtool.models._parts import DTYPES
     from tmtool.models.device import resolve
-    from tmtool.models.parts import DTYPES
 
     compute = resolve(options.device)
     cpu = compute.device == "cpu"

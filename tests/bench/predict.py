@@ -20,10 +20,10 @@ import yaml
 from tests import finetuned
 from tmtool.errors import UsageError
 from tmtool.models.device import Compute
+from tmtool.models.finetuned._network import factories
+from tmtool.models.finetuned._predictor import build_predictor
 from tmtool.models.finetuned.checkpoint import read_task_checkpoint
 from tmtool.models.finetuned.config import TaskConfig, read_config
-from tmtool.models.finetuned.network import factories
-from tmtool.models.finetuned.predictor import build_predictor
 
 SHAPE = (600, 500)
 TILES = {"crop": 256, "stride": 208, "delta": 8, "batch_size": 1}

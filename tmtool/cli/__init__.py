@@ -7,7 +7,7 @@ from typer.core import TyperGroup
 
 from tmtool import __version__
 from tmtool.cli import embed, generate, info, models, predict, reconstruct, tokenize
-from tmtool.cli.streams import standard_streams
+from tmtool.cli._streams import standard_streams
 from tmtool.names import shown
 
 

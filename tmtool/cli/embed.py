@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from tmtool.cli import options as o
-from tmtool.cli.compose import composed
-from tmtool.cli.session import command
+from tmtool.cli import _options as o
+from tmtool.cli._compose import composed
+from tmtool.cli._session import command
 from tmtool.settings import Vectors
 
 
@@ -53,7 +53,7 @@ def embed(
     """
     with command(log):
         from tmtool.batch import bands_of
-        from tmtool.cli.scenes import run_command
+        from tmtool.cli._scenes import run_command
         from tmtool.settings import Sampling
         from tmtool.tasks import Embed
 

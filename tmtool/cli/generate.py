@@ -1,8 +1,8 @@
 """`tmtool generate`."""
 
-from tmtool.cli import options as o
-from tmtool.cli.compose import composed
-from tmtool.cli.session import command
+from tmtool.cli import _options as o
+from tmtool.cli._compose import composed
+from tmtool.cli._session import command
 from tmtool.settings import Sampling
 
 
@@ -32,7 +32,7 @@ def generate(
     Example: tmtool generate --in S2L2A=s2.tif --in DEM=dem.tif --out S1GRD
     """
     with command(log):
-        from tmtool.cli.scenes import run_command
+        from tmtool.cli._scenes import run_command
         from tmtool.models.text import told_places
         from tmtool.tasks import Generate
         from tmtool.tasks.generate import output_named

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from tmtool.cli import options as o
-from tmtool.cli.compose import composed
-from tmtool.cli.session import command
+from tmtool.cli import _options as o
+from tmtool.cli._compose import composed
+from tmtool.cli._session import command
 from tmtool.settings import RunSettings, Sampling
 
 
@@ -25,7 +25,7 @@ def info(
     """
     with command():
         from tmtool.batch import Listing, list_scenes
-        from tmtool.cli.describe import describe_scenes
+        from tmtool.cli._describe import describe_scenes
         from tmtool.tasks import Generate
         from tmtool.tasks.generate import output_named
 

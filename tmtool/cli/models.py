@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tmtool.cli import options as o
-from tmtool.cli.session import command
+from tmtool.cli import _options as o
+from tmtool.cli._session import command
 
 if TYPE_CHECKING:
     from tmtool.models import ModelSpec

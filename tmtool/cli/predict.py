@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tmtool.cli import options as o
-from tmtool.cli.compose import composed
-from tmtool.cli.session import command
+from tmtool.cli import _options as o
+from tmtool.cli._compose import composed
+from tmtool.cli._session import command
 
 _TASK = "Task"
 
@@ -121,7 +121,7 @@ def predict(
     Example: tmtool predict --in S2L2A=may.tif --in S2L2A=june.tif --in DEM=dem.tif --config flood.yaml --checkpoint best.ckpt
     """
     with command(log):
-        from tmtool.cli.scenes import run_command
+        from tmtool.cli._scenes import run_command
         from tmtool.tasks.predict import task_of
 
         asked_task, tiling = task_of(

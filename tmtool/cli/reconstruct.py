@@ -1,8 +1,8 @@
 """`tmtool reconstruct`."""
 
-from tmtool.cli import options as o
-from tmtool.cli.compose import composed
-from tmtool.cli.session import command
+from tmtool.cli import _options as o
+from tmtool.cli._compose import composed
+from tmtool.cli._session import command
 from tmtool.settings import RunSettings
 
 
@@ -30,7 +30,7 @@ def reconstruct(
     Example: tmtool reconstruct Santiago_S2L2A_tokens.tif
     """
     with command(log):
-        from tmtool.cli.scenes import run_command
+        from tmtool.cli._scenes import run_command
         from tmtool.settings import Sampling
         from tmtool.tasks import Reconstruct
 

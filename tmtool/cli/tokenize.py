@@ -1,8 +1,8 @@
 """`tmtool tokenize`."""
 
-from tmtool.cli import options as o
-from tmtool.cli.compose import composed
-from tmtool.cli.session import command
+from tmtool.cli import _options as o
+from tmtool.cli._compose import composed
+from tmtool.cli._session import command
 
 
 @composed
@@ -23,7 +23,7 @@ def tokenize(
     Example: tmtool tokenize Santiago.tif
     """
     with command(log):
-        from tmtool.cli.scenes import run_command
+        from tmtool.cli._scenes import run_command
         from tmtool.tasks import Tokenize
 
         job = o.job_of(Tokenize(), listing, output, model, tiles)

@@ -1,7 +1,7 @@
 """The models that tmtool can run: what each takes and gives, and where its code is. Nothing heavy is imported here."""
 
+from tmtool.models._host import host_bytes
 from tmtool.models.entry import EmbeddingOutput, ModelEntry, ModelSpec, Moments, TileModel
-from tmtool.models.host import host_bytes
 from tmtool.models.registry import MODELS, RANDOM, build, find, load_families, register
 from tmtool.models.requests import Decoding, Embedding, Encoding, Generation, Request
 from tmtool.settings import Sampling

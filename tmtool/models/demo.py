@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tmtool.compat.terratorch import networks_by_name
 from tmtool.modality import MODALITIES
 from tmtool.models import ModelSpec, TileModel
-from tmtool.models.parts import CORE
+from tmtool.models._parts import CORE
 from tmtool.models.terramind.architecture import (
     modality_info,
     terramind,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tmtool.errors import WeightsError
-from tmtool.models.headers import check_header
+from tmtool.models._headers import check_header
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

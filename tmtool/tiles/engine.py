@@ -10,8 +10,8 @@ from typing import Any
 from tmtool.grid import BoolArray, FloatArray, OutputSpec, Strip, Tile, TileBatch
 from tmtool.models import TileModel
 from tmtool.products.product import Product
+from tmtool.tiles._lanes import Lanes
 from tmtool.tiles.batches import Feed, RollingRows, TileInput, collate, load, read_ahead
-from tmtool.tiles.lanes import Lanes
 from tmtool.tiles.plan import TilePlan, hull
 from tmtool.tiles.stitch import Stitcher
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tmtool.modality import INPUTS
+from tmtool.models._headers import check_header
 from tmtool.models.entry import ModelEntry, ModelSpec
-from tmtool.models.headers import check_header
 from tmtool.models.registry import register
 from tmtool.models.requests import Prediction, Request
 from tmtool.models.weights import WeightFile
@@ -49,5 +49,5 @@ class FineTuned(ModelEntry):
 
 register(
     FINETUNED,
-    FineTuned("a task fine-tuned with TerraTorch (predict --config)", "tmtool.models.finetuned.predictor", INPUTS),
+    FineTuned("a task fine-tuned with TerraTorch (predict --config)", "tmtool.models.finetuned._predictor", INPUTS),
 )

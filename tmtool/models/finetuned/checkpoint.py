@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tmtool.errors import UsageError, WeightsError
+from tmtool.models.finetuned._document import Component
 from tmtool.models.finetuned.config import TASKS, TaskConfig, task_config
-from tmtool.models.finetuned.document import Component
 from tmtool.models.weights import Foreign, checkpoint_content, load_strictly, read_state
 
 _log = logging.getLogger("tmtool.weights")

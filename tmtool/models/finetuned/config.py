@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tmtool.errors import UsageError
-from tmtool.models.finetuned.document import Component, Values, component, read_yaml, transforms
+from tmtool.models.finetuned._document import Component, Values, component, read_yaml, transforms
 from tmtool.models.finetuned.inputs import Joined, Source, TaskInput, task_inputs
 
 Kind = Literal["segmentation", "regression", "classification", "multilabel", "scalar_regression"]

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from tmtool.errors import UsageError
 from tmtool.modality import MODALITIES, S2_BANDS, S2_NAMES
-from tmtool.models.finetuned.document import Component, Values
-from tmtool.models.finetuned.statistics import (
+from tmtool.models.finetuned._document import Component, Values
+from tmtool.models.finetuned._statistics import (
     BUILT_IN,
     PRETRAINING,
     BuiltIn,

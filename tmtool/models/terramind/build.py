@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from tmtool.models import Decoding, Embedding, Encoding, Generation, ModelSpec, Request, TileModel, find
+from tmtool.models._parts import CORE, SPARE_CORE, Filler, States, no_initialisation
 from tmtool.models.families.terramind import TerraMind, vocabularies
-from tmtool.models.parts import CORE, SPARE_CORE, Filler, States, no_initialisation
+from tmtool.models.terramind._backbone import Embedder, select_bands
+from tmtool.models.terramind._tokenizer import Decoder, Encoder
 from tmtool.models.terramind.architecture import terramind_register
-from tmtool.models.terramind.backbone import Embedder, select_bands
 from tmtool.models.terramind.generator import Drawer, Generator
-from tmtool.models.terramind.tokenizer import Decoder, Encoder
 from tmtool.models.text import SEQUENCES
 from tmtool.models.weights import WeightFile, coords_file, read_checkpoint, read_state
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from tmtool.grid import TileBatch
 from tmtool.modality import Modality
-from tmtool.models import ModelSpec, Sampling, noise
-from tmtool.models.inputs import Base, CellGrid, Embeddings, InputEmbedding, Tokenizer
-from tmtool.models.terramind.sampling import ddim, draw_tokens, linear_schedule
-from tmtool.models.terramind.sequences import chooser, draw_sequence, packed
+from tmtool.models import ModelSpec, Sampling
+from tmtool.models import _noise as noise
+from tmtool.models._inputs import Base, CellGrid, Embeddings, InputEmbedding, Tokenizer
+from tmtool.models.terramind._sampling import ddim, draw_tokens, linear_schedule
+from tmtool.models.terramind._sequences import chooser, draw_sequence, packed
 from tmtool.models.text import SEQUENCES, START, Vocabulary
 
 

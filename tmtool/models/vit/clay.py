@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tmtool.models import ModelSpec
-    from tmtool.models.vit.network import VitEmbedder
+    from tmtool.models.vit._network import VitEmbedder
 
 _ENCODER = "model.encoder."
 
@@ -63,7 +63,7 @@ def encoder_tensors(state: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
 
 def build(spec: "ModelSpec") -> "VitEmbedder":
     """Build the encoder that `spec` names, load its weights, and put it on its device."""
-    from tmtool.models.vit.network import Clay, VitEmbedder, filled
+    from tmtool.models.vit._network import Clay, VitEmbedder, filled
 
     facts = MODELS[spec.name]
     return VitEmbedder(filled(Clay, facts, spec, lambda path: encoder_tensors(checkpoint_state(path))), spec)

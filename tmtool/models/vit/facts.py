@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tmtool.errors import UsageError
+from tmtool.models._headers import check_header
 from tmtool.models.entry import ModelEntry, ModelSpec
-from tmtool.models.headers import check_header
 from tmtool.models.requests import Embedding, Request
 from tmtool.models.weights import WeightFile
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tmtool.models import ModelSpec
-    from tmtool.models.vit.network import VitEmbedder
+    from tmtool.models.vit._network import VitEmbedder
 
 BANDS = ("B02", "B03", "B04", "B8A", "B11", "B12")
 _V1 = ((775.0, 1081.0, 1229.0, 2497.0, 2204.0, 1611.0), (1282.0, 1270.0, 1399.0, 1368.0, 1292.0, 1155.0))
@@ -86,7 +86,7 @@ def _is_decoders(key: str) -> bool:
 
 def build(spec: "ModelSpec") -> "VitEmbedder":
     """Build the encoder that `spec` names, load its weights, and put it on its device."""
-    from tmtool.models.vit.network import Prithvi, VitEmbedder, filled
+    from tmtool.models.vit._network import Prithvi, VitEmbedder, filled
 
     facts = MODELS[spec.name]
     return VitEmbedder(filled(Prithvi, facts, spec, lambda path: encoder_tensors(read_state(path))), spec)

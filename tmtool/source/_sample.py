@@ -7,8 +7,8 @@ import numpy as np
 
 from tmtool.errors import InputError, ReadError
 from tmtool.grid import FloatArray, Window
-from tmtool.source.opening import Source, opened
-from tmtool.source.reader import Reader
+from tmtool.source._opening import Source, opened
+from tmtool.source._reader import Reader
 
 _SIDE = 128
 _ORDER = (12, 6, 18, 0, 24, 8, 16, *range(25))

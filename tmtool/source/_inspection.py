@@ -9,11 +9,11 @@ import numpy as np
 from tmtool.errors import InputError
 from tmtool.grid import Grid
 from tmtool.modality import MODALITIES, S2_NAMES, Modality
-from tmtool.source.arrays import described_array
-from tmtool.source.grids import pixel_size_m
-from tmtool.source.opening import Description, Source, described
-from tmtool.source.sample import sampled
-from tmtool.source.values import Moments, far_off, measured, refuse_dtype, refuse_values
+from tmtool.source._arrays import described_array
+from tmtool.source._grids import pixel_size_m
+from tmtool.source._opening import Description, Source, described
+from tmtool.source._sample import sampled
+from tmtool.source._values import Moments, far_off, measured, refuse_dtype, refuse_values
 
 _NEAR_PIXEL = (0.8, 1.2)
 """Sizes of pixels that are near enough, as shares of the one that a model was trained on."""

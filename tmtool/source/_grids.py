@@ -9,7 +9,7 @@ from rasterio.warp import transform
 
 from tmtool.errors import InputError
 from tmtool.grid import Grid, Tile
-from tmtool.source.opening import Source
+from tmtool.source._opening import Source
 
 
 def pixel_size_m(grid: Grid) -> float | None:

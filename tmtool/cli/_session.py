@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from tmtool import errors
-from tmtool.cli.streams import to_nowhere, unforeseen
+from tmtool.cli._streams import to_nowhere, unforeseen
 from tmtool.limits import check_room_to_start
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tmtool.cli.options import LogOptions
+    from tmtool.cli._options import LogOptions
 
 
 class Stopped(BaseException):

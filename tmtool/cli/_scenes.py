@@ -8,8 +8,8 @@ from contextlib import ExitStack
 import typer
 
 from tmtool.batch import Listing, Outcome, Policy, list_scenes, run_batch
-from tmtool.cli import session
-from tmtool.cli.options import ListingOptions, OutputOptions
+from tmtool.cli import _session as session
+from tmtool.cli._options import ListingOptions, OutputOptions
 from tmtool.scene.job import Job
 from tmtool.scene.progress import LineReporter, Reporter, RichReporter, SilentReporter
 

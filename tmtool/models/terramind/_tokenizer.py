@@ -8,7 +8,7 @@ from torch import nn
 from tmtool.grid import TileBatch
 from tmtool.modality import TOKEN_PX
 from tmtool.models import ModelSpec
-from tmtool.models.inputs import Base, CellGrid
+from tmtool.models._inputs import Base, CellGrid
 from tmtool.models.terramind.generator import decode
 
 

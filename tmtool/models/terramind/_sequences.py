@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tmtool.models import Sampling, noise
-from tmtool.models.terramind.sampling import draw_tokens
+from tmtool.models import Sampling
+from tmtool.models import _noise as noise
+from tmtool.models.terramind._sampling import draw_tokens
 from tmtool.models.text import END, PAD, START, SequenceModality
 
 Choose = Callable[[int, Tensor], Tensor]

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from tmtool.errors import WeightsError
 from tmtool.grid import TileBatch
 from tmtool.models import Embedding, ModelSpec
-from tmtool.models.inputs import Base
-from tmtool.models.parts import compile_networks, no_initialisation, place, randomise
+from tmtool.models._inputs import Base
+from tmtool.models._parts import compile_networks, no_initialisation, place, randomise
 from tmtool.models.vit.facts import Facts
 from tmtool.models.weights import load_strictly
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tmtool.errors import UsageError
 from tmtool.modality import MODALITIES
 from tmtool.models import ModelSpec, Request, Sampling
+from tmtool.models._inputs import CellGrid
 from tmtool.models.device import Compute
-from tmtool.models.inputs import CellGrid
 from tmtool.models.terramind.generator import Drawer
 
 

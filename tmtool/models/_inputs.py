@@ -10,9 +10,10 @@ from torch import Tensor
 
 from tmtool.grid import TileBatch
 from tmtool.modality import TOKEN_PX, Modality
-from tmtool.models import ModelSpec, find, noise
+from tmtool.models import ModelSpec, find
+from tmtool.models import _noise as noise
+from tmtool.models._parts import DTYPES
 from tmtool.models.device import decoder_batch
-from tmtool.models.parts import DTYPES
 from tmtool.models.text import SEQUENCES
 
 

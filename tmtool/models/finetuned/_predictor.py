@@ -12,7 +12,7 @@ from tmtool.errors import UsageError
 from tmtool.grid import FloatArray, TileBatch
 from tmtool.models.device import Compute
 from tmtool.models.entry import ModelSpec
-from tmtool.models.finetuned import network as networks
+from tmtool.models.finetuned import _network as networks
 from tmtool.models.finetuned.checkpoint import TaskCheckpoint, check_same_task, load_task, read_task_checkpoint
 from tmtool.models.finetuned.config import TaskConfig, input_key
 from tmtool.models.finetuned.inputs import TaskInput
@@ -55,8 +55,8 @@ def build_predictor(
     cover the network, or is of another config.
     """
     network = networks.build_network(config, initialised=checkpoint is None)
-    from tmtool.models.finetuned.tim import take_over
-    from tmtool.models.parts import place
+    from tmtool.models._parts import place
+    from tmtool.models.finetuned._tim import take_over
 
     samplers, removed = take_over(network, seed)
     if checkpoint is not None:
@@ -113,7 +113,7 @@ class Predictor:
         return {OUTPUT: self._shaped(answer, size).cpu().numpy()}
 
     def _autocast(self) -> Any:
-        from tmtool.models.parts import DTYPES
+        from tmtool.models._parts import DTYPES
 
         dtype = DTYPES[self.compute.precision]
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)

@@ -12,7 +12,7 @@ from rasterio.windows import Window as RasterioWindow
 from tmtool.compat.rasterio import resize_block_cache
 from tmtool.errors import ReadError
 from tmtool.grid import BoolArray, FloatArray, Window
-from tmtool.source.opening import Source, open_raster
+from tmtool.source._opening import Source, open_raster
 
 
 class Reader:

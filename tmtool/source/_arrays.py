@@ -10,8 +10,8 @@ from affine import Affine
 from tmtool.errors import InputError
 from tmtool.grid import Grid
 from tmtool.provenance import parse
-from tmtool.source.held import Held
-from tmtool.source.opening import Description, refuse_points
+from tmtool.source._held import Held
+from tmtool.source._opening import Description, refuse_points
 
 _OFF_PX = 1e-3
 """Tolerance between a coordinate and its place by the affine, in px."""

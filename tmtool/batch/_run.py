@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tmtool import errors
-from tmtool.batch.claims import Claim, check_writable, claim, owner
-from tmtool.batch.outcome import Outcome, Tally
+from tmtool.batch._claims import Claim, check_writable, claim, owner
+from tmtool.batch._outcome import Outcome, Tally
 from tmtool.batch.rates import Meter, times
 from tmtool.batch.words import duration, size_text
 from tmtool.scene.job import Job, Prepared, Scene, prepare
@@ -74,7 +74,7 @@ def run_batch(
 def _runner(job: Job, policy: Policy, stack: ExitStack, reporter: Reporter | None) -> Runner:
     if not policy.cluster:
         return Runner(job, reporter, dry=policy.dry_run)
-    from tmtool.batch.cluster import ClusterRunner
+    from tmtool.batch._cluster import ClusterRunner
 
     return ClusterRunner(job, policy.cluster, stack, reporter, dry=policy.dry_run)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from tmtool.errors import InputError
 from tmtool.modality import MODALITIES, TOKEN_NODATA, TOKEN_PX
-from tmtool.source.arrays import described_array
-from tmtool.source.opening import Description, Source, described
+from tmtool.source._arrays import described_array
+from tmtool.source._opening import Description, Source, described
 
 _TOKENS = "tokenize"
 """The task that token rasters are products of."""

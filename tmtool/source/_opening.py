@@ -17,8 +17,8 @@ from tmtool.errors import InputError
 from tmtool.grid import Grid
 from tmtool.modality import Modality
 from tmtool.provenance import Provenance, parse
-from tmtool.source.held import Held
-from tmtool.source.values import BandValues
+from tmtool.source._held import Held
+from tmtool.source._values import BandValues
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from tmtool.errors import UsageError
 from tmtool.modality import S2_NAMES
 from tmtool.models import MODELS
-from tmtool.models.finetuned.document import read_yaml
+from tmtool.models.finetuned._document import read_yaml
 
 PRETRAINING = "pretraining"
 """Value of `--means` and `--stds` that asks for what the backbone was pretrained with."""

@@ -50,7 +50,7 @@ def build_network(config: TaskConfig, initialised: bool = True) -> nn.Module:
     over. Raises `UsageError` where terratorch cannot build it.
     """
     registry = factories()
-    from tmtool.models.parts import no_initialisation  # after terratorch, which would come a second time else
+    from tmtool.models._parts import no_initialisation  # after terratorch, which would come a second time else
 
     arguments = _arguments(config)
     with _quiet(), torch.random.fork_rng(devices=[]):

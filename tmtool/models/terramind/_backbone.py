@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tmtool.grid import TileBatch
 from tmtool.models import Embedding, ModelSpec
-from tmtool.models.inputs import CellGrid, Embeddings, InputEmbedding
+from tmtool.models._inputs import CellGrid, Embeddings, InputEmbedding
 from tmtool.models.terramind.generator import Drawer
 
 

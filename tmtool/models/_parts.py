@@ -12,9 +12,10 @@ from torch.overrides import TorchFunctionMode
 
 from tmtool.compat.torch import compiler_errors
 from tmtool.errors import DeviceError
-from tmtool.models import ModelSpec, noise
+from tmtool.models import ModelSpec
+from tmtool.models import _noise as noise
+from tmtool.models._onednn import PackedConv2d, use_onednn
 from tmtool.models.device import Compute
-from tmtool.models.onednn import PackedConv2d, use_onednn
 from tmtool.models.weights import load_strictly
 
 CORE = "core"
