@@ -23,7 +23,7 @@ from tmtool.modality import S2_NAMES
 from tmtool.models import ModelSpec
 from tmtool.models.device import Compute
 from tmtool.models.vit import clay, prithvi
-from tmtool.models.vit import network as vit
+from tmtool.models.vit import _network as network as vit
 from tmtool.models.vit.facts import Facts, VitEntry
 
 TABLES = {"prithvi": prithvi, "clay": clay}
