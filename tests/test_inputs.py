@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from tmtool.batch import _listing as listing as inputs
+from tmtool.batch import _listing as inputs
 from tmtool.batch._listing import Listing, list_scenes
 from tmtool.errors import InputError, UsageError
 from tmtool.provenance import PROVENANCE_TAG

@@ -22,8 +22,8 @@ from tmtool.grid import TileBatch
 from tmtool.modality import S2_NAMES
 from tmtool.models import ModelSpec
 from tmtool.models.device import Compute
+from tmtool.models.vit import _network as vit
 from tmtool.models.vit import clay, prithvi
-from tmtool.models.vit import _network as network as vit
 from tmtool.models.vit.facts import Facts, VitEntry
 
 TABLES = {"prithvi": prithvi, "clay": clay}

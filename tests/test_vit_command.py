@@ -17,7 +17,7 @@ from tests.specs import spec_of
 from tests.test_vit import narrowed
 from tmtool import models
 from tmtool.modality import S2_BANDS, S2_NAMES
-from tmtool.models.vit import _network as network as vit
+from tmtool.models.vit import _network as vit
 from tmtool.models.vit.facts import Facts
 
 CLAY, PRITHVI = "clay-v1.5", "prithvi-eo-v2-600-tl"
