@@ -1,6 +1,9 @@
 """`tmtool predict`: a fine-tuned TerraTorch task from the command line gives what TerraTorch's `tiled_inference` gives."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,11 @@ import rasterio
 import yaml
 
 from tests import finetuned
-from tests.conftest import TRANSFORM
+from tests.conftest import ROOT, TRANSFORM
+from tests.hub import serving
 from tests.test_task_config import BURN_SCARS, FLOOD
+from tmtool import predict
+from tmtool.errors import UsageError
 from tmtool.models.finetuned.config import read_config
 
 SHAPE = (144, 208)  # where TerraTorch's tiles of 96/64/8 px and tmtool's coincide
@@ -180,3 +186,101 @@ def test_a_raster_of_other_bands_is_refused(tmtool: Any, burned: Any, tmp_path: 
     result = tmtool("predict", path, "--config", config, "--checkpoint", checkpoint, "-o", tmp_path / "out")
     assert result.exit_code == 2
     assert "needs 6" in result.stderr
+
+
+def test_from_python_as_from_the_command_line(tmtool: Any, burned: Any, tmp_path: Path) -> None:
+    config, _, checkpoint = burned
+    (pixels,) = (values[:, 0] for values in finetuned.scene_of(config, *SHAPE).values())
+    path = raster(tmp_path / "scene.tif", pixels, BANDS)
+    facts = predicted(tmtool, tmp_path / "out", checkpoint, path, "--probabilities", "--dtype", "uint8")
+    tiles = {"crop": 96, "stride": 64, "delta": 8}
+    found = predict(path, checkpoint, checkpoint.with_name("task.yaml"), probabilities=True, dtype="uint8", **tiles)
+    for name in ("pred", "prob"):
+        with rasterio.open(facts["products"][name]) as src:
+            np.testing.assert_array_equal(src.read().squeeze(), found[name].values)
+            assert found[name].rio.transform() == src.transform
+    assert found["pred"].attrs["flag_meanings"] == "Others Burned"
+    with pytest.raises(UsageError, match="no_such.ckpt: no such file"):
+        predict(path, "no_such.ckpt", checkpoint.with_name("task.yaml"))
+    with pytest.raises(UsageError, match="^checkpoint: give the fine-tuned weights"):
+        predict(path, config=checkpoint.with_name("task.yaml"))
+
+
+def test_dates_from_python(tmtool: Any, tmp_path: Path) -> None:
+    config, _, checkpoint = task(tmp_path, FLOOD, means="pretraining", stds="pretraining")
+    scene = finetuned.scene_of(config, 96, 96, 4)
+    rasters = {
+        name: [raster(tmp_path / f"{name}{date}.tif", values[:, date]) for date in range(1 if name == "DEM" else 4)]
+        for name, values in scene.items()
+    }
+    inputs = [word for name, paths in rasters.items() for path in paths for word in ("--in", f"{name}={path}")]
+    given = ("--means", "pretraining", "--stds", "pretraining")
+    facts = predicted(tmtool, tmp_path / "out", checkpoint, *inputs, *given)
+    tiles = {"crop": 96, "stride": 64, "delta": 8}
+    task_file = checkpoint.with_name("task.yaml")
+    found = predict(rasters, checkpoint, task_file, means="pretraining", stds="pretraining", **tiles)
+    np.testing.assert_array_equal(found["pred"].values, read(facts["products"]["pred"])[0])
+
+
+def test_on_workers_as_alone(tmtool: Any, burned: Any, tmp_path: Path) -> None:
+    config, _, checkpoint = burned
+    (pixels,) = (values[:, 0] for values in finetuned.scene_of(config, *SHAPE).values())
+    path = raster(tmp_path / "scene.tif", pixels, BANDS)
+    alone = predicted(tmtool, tmp_path / "alone", checkpoint, path, "--batch-size", 2)
+    shared = predicted(tmtool, tmp_path / "shared", checkpoint, path, "--batch-size", 2, "--cluster", "local:1")
+    np.testing.assert_array_equal(read(alone["products"]["pred"]), read(shared["products"]["pred"]))
+
+
+def test_info_says_what_a_task_wants(tmtool: Any, burned: Any, tmp_path: Path) -> None:
+    config, _, checkpoint = burned
+    known = ("--config", checkpoint.with_name("task.yaml"))
+    said = tmtool("info", *known)
+    assert said.exit_code == 0, said.stderr
+    assert "segmentation, 2 channels: Others, Burned" in said.stdout
+    assert "by position B02 B03 B04 B8A B11 B12" in said.stdout
+    facts = json.loads(tmtool("info", *known, "--json").stdout)
+    assert facts["inputs"][0]["means"][5] == [0.1194]
+    assert facts["tiles"] == {"crop": 224, "stride": 192, "delta": 8}
+    (pixels,) = (values[:, 0] for values in finetuned.scene_of(config, 40, 40).values())
+    odd = raster(tmp_path / "odd.tif", pixels, ["b", "g", "r", "n", "s1", "s2"])
+    said = tmtool("info", odd, *known)
+    assert said.exit_code == 0, said.stderr
+    assert "taken by position for B02 B03 B04 B8A B11 B12" in said.stdout
+    assert "To predict with finetuned" in said.stdout
+    few = raster(tmp_path / "few.tif", pixels[:4])
+    assert "needs 6" in tmtool("info", few, *known).stderr
+
+
+def test_a_task_on_the_hub(burned: Any, tmp_path: Path) -> None:
+    _, _, checkpoint = burned
+    config = checkpoint.with_name("task.yaml")
+    files = {"acme/burned/burned.yaml": config, "acme/burned/weights/best.ckpt": checkpoint}
+    files |= {
+        f"acme/two/{name}": path for name, path in (("a.yaml", config), ("1.pt", checkpoint), ("2.pt", checkpoint))
+    }
+    with serving(files) as hub:
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TMTOOL_"))}
+        env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+
+        def info(*args: str) -> subprocess.CompletedProcess[str]:
+            words = [sys.executable, "-m", "tmtool", "info", *args]
+            return subprocess.run(words, capture_output=True, text=True, check=False, env=env, cwd=ROOT)
+
+        told = info("--model-hub", "acme/burned", "--offline")
+        assert told.returncode == 2
+        assert "hf download acme/burned" in told.stderr
+        done = info("--model-hub", "acme/burned")
+        assert done.returncode == 0, done.stderr
+        assert "segmentation, 2 channels: Others, Burned" in done.stdout
+        (stored,) = (tmp_path / "hf").rglob("best.ckpt")
+        assert stored.read_bytes() == checkpoint.read_bytes()
+        seen = len(hub.requests)
+        assert info("--model-hub", "acme/burned", "--offline").returncode == 0
+        assert info("--model-hub", "acme/burned").returncode == 0
+        assert len(hub.requests) == seen
+        told = info("--model-hub", "acme/two")
+        assert told.returncode == 2
+        assert "holds 1.pt, 2.pt. Say which: --checkpoint 1.pt" in told.stderr
+        assert info("--model-hub", "acme/two", "--checkpoint", "2.pt").returncode == 0
+        assert "there is no such repository" in info("--model-hub", "acme/none").stderr
+        assert "give a repository" in info("--model-hub", "acme").stderr

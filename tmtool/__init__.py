@@ -7,15 +7,26 @@ from typing import TYPE_CHECKING, Any
 from tmtool.names import clean_record
 
 if TYPE_CHECKING:
-    from tmtool.api import embed, generate, reconstruct, tokenize
+    from tmtool.api import embed, generate, predict, reconstruct, tokenize
     from tmtool.batch import Listing, Policy, list_scenes, run_batch
     from tmtool.scene.job import Job
 
 __version__ = "0.1.0"
-__all__ = ["Job", "Listing", "Policy", "embed", "generate", "list_scenes", "reconstruct", "run_batch", "tokenize"]
+__all__ = [
+    "Job",
+    "Listing",
+    "Policy",
+    "embed",
+    "generate",
+    "list_scenes",
+    "predict",
+    "reconstruct",
+    "run_batch",
+    "tokenize",
+]
 
 _WHERE = {
-    **dict.fromkeys(("embed", "generate", "reconstruct", "tokenize"), "tmtool.api"),
+    **dict.fromkeys(("embed", "generate", "predict", "reconstruct", "tokenize"), "tmtool.api"),
     **dict.fromkeys(("Listing", "Policy", "list_scenes", "run_batch"), "tmtool.batch"),
     "Job": "tmtool.scene.job",
 }

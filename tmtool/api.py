@@ -1,4 +1,4 @@
-"""The four commands as functions over xarray: `generate`, `tokenize`, `reconstruct` and `embed`.
+"""The commands as functions over xarray: `generate`, `tokenize`, `reconstruct`, `embed` and `predict`.
 
 Each takes a raster and gives an `xarray.Dataset`, whose values are the command's products, bit for bit. A raster is
 
@@ -6,7 +6,8 @@ Each takes a raster and gives an `xarray.Dataset`, whose values are the command'
   it. Its modality is inferred and checked as for a file, from band names (its `long_name` or `band`), tags, count and
   dtype; `modality` sets it, like the command's `--in`. Its CRS, affine and nodata are what `.rio` says.
   Float arrays with NaN for nodata (`masked=True`) are as good as integers with a nodata value.
-- for `generate` and `embed` also a dict of them by modality, all on one grid.
+- for `generate`, `embed` and `predict` also a dict of them by modality, all on one grid; for `predict` with a list of them, in
+  order of time, where there are several dates of one.
 
 A path, or an array backed by dask, gives a lazy Dataset: for each block of rows, one dask task computes all products.
 By default blocks repeat at most 7 % of the tiles; `blocks` asks for more and smaller ones. Compute or store
@@ -45,6 +46,7 @@ from tmtool.scene.job import Job, Prepared, Scene, look_at, prepared_of
 from tmtool.scene.status import notice_of
 from tmtool.settings import Dtype, Merge, Normalize, Pool, RunSettings, Sampling, Tiling, Vectors
 from tmtool.tasks import Embed, Generate, Reconstruct, Task, Tokenize
+from tmtool.tasks.predict import ProbabilityType, TaskFiles, task_of
 
 P = ParamSpec("P")
 
@@ -89,6 +91,24 @@ class _Decoding(TypedDict, total=False):
     clip_sigma: float | None
 
 
+class PredictOptions(TypedDict, total=False):
+    """Keywords of `predict`."""
+
+    model_hub: str | None
+    means: str | os.PathLike[str] | None
+    stds: str | os.PathLike[str] | None
+    s2_offset: float | None
+    device: str
+    precision: str
+    compile: str
+    batch_size: int | None
+    crop: int | None
+    stride: int | None
+    delta: int | None
+    blocks: int | None
+    offline: bool
+
+
 class GenerateOptions(_Model, _Drawing, _Decoding, total=False):
     """Keywords of `generate`."""
 
@@ -122,6 +142,7 @@ class EmbedOptions(_Model, _Drawing, total=False):
 _DEFAULTS: dict[str, Any] = {
     **{f.name: f.default for group in (RunSettings, Sampling, Vectors) for f in fields(group)},
     **{"s2_offset": None, "crop": None, "stride": None, "delta": None, "blocks": None},
+    **{"model_hub": None, "means": None, "stds": None},
     **{"layer": -1, "merge": "mean", "bands": None, "tim": (), "coords": False, "checkpoint": None},
 }
 
@@ -239,6 +260,46 @@ def embed(
     return _run(task, raster, modality, options)
 
 
+@_spoken
+def predict(
+    raster: Raster | Mapping[str, Raster | Sequence[Raster]],
+    checkpoint: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | None = None,
+    *,
+    probabilities: bool = False,
+    dtype: ProbabilityType = "float32",
+    modality: str | None = None,
+    **options: Unpack[PredictOptions],
+) -> xr.Dataset:
+    """Predict with a task that was fine-tuned with TerraTorch: its `checkpoint`, and its YAML `config`.
+
+    Returns a Dataset of `pred`: classes (y, x) uint8, 255 for nodata (uint16, 65535, where there are many), or values (band,
+    y, x) float32, nodata NaN; of a task with one answer an image on the grid of tiles. `probabilities` adds `prob`
+    (band, y, x), a band a class, float32, or uint8 in steps of 1/250. Tiles are the config's `tiled_inference_parameters`
+    unless `crop`, `stride` or `delta` say otherwise. With `model_hub`, "organisation/name" on the Hugging Face hub, files are
+    found there. Raises as `generate` does.
+
+    Example: `tmtool.predict("Valencia.tif", "best.ckpt", "burnscars.yaml")["pred"].rio.to_raster("burned.tif")`
+
+    Example: `tmtool.predict({"S2L2A": ["may.tif", "june.tif"], "DEM": "dem.tif"}, "flood.ckpt", "flood.yaml")`
+    """
+    if dtype not in get_args(ProbabilityType):
+        raise UsageError(f"--dtype {dtype}: choose from {', '.join(get_args(ProbabilityType))}.")
+    means, stds = (None if path is None else os.fspath(path) for path in (options.get("means"), options.get("stds")))
+    files = TaskFiles(
+        Path(config) if config is not None else None,
+        Path(checkpoint) if checkpoint is not None else None,
+        means,
+        stds,
+        options.get("model_hub"),
+        options.get("offline", False),
+    )
+    task, tiling = task_of(files, probabilities, dtype)
+    own = {"crop": tiling.crop, "stride": tiling.stride, "delta": tiling.delta}
+    given = {name: value for name, value in options.items() if value is not None}
+    return _run(task, raster, modality, own | given | {"model": task.model, "offline": True})
+
+
 def _sampling(options: Mapping[str, Any]) -> Sampling:
     names = {f.name for f in fields(Sampling)}
     return Sampling(**{name: value for name, value in options.items() if name in names})
@@ -286,7 +347,8 @@ def _inputs(job: Job, raster: Any, modality: str | None) -> list[tuple[Modality 
     if isinstance(raster, Mapping) and not isinstance(raster, xr.Dataset):
         if modality is not None or not raster:
             raise UsageError("A dict of rasters names the modality of each: give at least one, and no other modality.")
-        pairs = list(raster.items())
+        listed = ((name, one if isinstance(one, (list, tuple)) else [one]) for name, one in raster.items())
+        pairs = [(name, one) for name, several in listed for one in several]
     else:
         only = next(iter(job.task.bands)) if len(job.task.bands) == 1 else None
         pairs = [(modality or only, raster)]

@@ -10,9 +10,11 @@ import typer
 from tmtool import errors
 from tmtool.batch.rates import times
 from tmtool.batch.words import duration, size_text
+from tmtool.models.finetuned.config import TaskConfig
+from tmtool.models.finetuned.config import Tiling as TaskTiling
 from tmtool.names import shown
 from tmtool.scene.job import Job, Prepared, Scene, empty_share, prepare
-from tmtool.source import BandValues, pixel_size_m
+from tmtool.source import BandValues, Source, pixel_size_m
 
 _log = logging.getLogger("tmtool")
 
@@ -35,10 +37,25 @@ def describe_scenes(job: Job, found: Sequence[Scene], *, as_json: bool) -> None:
 
 
 def _facts(job: Job, prepared: Prepared) -> dict[str, Any]:
-    source = next(iter(prepared.sources.values()))
-    grid, plan = prepared.grid, prepared.plan
-    empty = empty_share(job, prepared)
-    size = pixel_size_m(grid)
+    (_, first), *others = prepared.sources.items()
+    plan, empty = prepared.plan, empty_share(job, prepared)
+    facts = _source_facts(first) | ({"others": [_source_facts(source) for _, source in others]} if others else {})
+    return facts | {
+        "job": " ".join(
+            filter(None, [job.task.name, ",".join(job.spec(tuple(prepared.sources)).outputs), "with", job.model])
+        ),
+        "tiles": len(plan),
+        "tile_grid": list(plan.counts),
+        "tile_px": plan.size,
+        "empty_share": empty,
+        "memory_bytes": prepared.memory_bytes(),
+        "disk_bytes": prepared.disk_bytes,
+        "seconds": times(job, prepared, 1 - empty),
+    }
+
+
+def _source_facts(source: Source) -> dict[str, Any]:
+    grid = source.grid
     return {
         "path": shown(source.path),
         "modality": source.modality.name,
@@ -53,38 +70,15 @@ def _facts(job: Job, prepared: Prepared) -> dict[str, Any]:
         "shape": list(grid.shape),
         "crs": grid.crs.to_string() if grid.crs else None,
         "origin": [grid.transform.c, grid.transform.f],
-        "pixel_m": size,
+        "pixel_m": pixel_size_m(grid),
         "values": [_value_facts(values) for values in source.values],
         "warnings": list(source.warnings),
-        "job": f"{job.task.name} {','.join(job.spec(tuple(prepared.sources)).outputs)} with {job.model}",
-        "tiles": len(plan),
-        "tile_grid": list(plan.counts),
-        "tile_px": plan.size,
-        "empty_share": empty,
-        "memory_bytes": prepared.memory_bytes(),
-        "disk_bytes": prepared.disk_bytes,
-        "seconds": times(job, prepared, 1 - empty),
     }
 
 
 def _text(facts: dict[str, Any]) -> str:
     rows, cols = facts["tile_grid"]
-    pixel = f", {facts['pixel_m']:.4g} m pixels" if facts["pixel_m"] else ""
-    lines = [
-        facts["path"],
-        f"  taken for     {facts['modality']}, because of {facts['because']}",
-        f"  bands         {' '.join(f'{band}={number}' for band, number in facts['bands'].items())} ({facts['dtype']})",
-        f"  size          {facts['shape'][0]} rows x {facts['shape'][1]} columns{pixel}",
-        f"  georeference  {facts['crs'] or 'none'}"
-        + (f", origin {facts['origin'][0]:.10g}, {facts['origin'][1]:.10g}" if facts["crs"] else ""),
-        f"  nodata        {facts['nodata'] or '-'} ({facts['nodata_because']})",
-    ]
-    if facts["alpha"]:
-        lines.append(f"  alpha         band {facts['alpha']}; pixels where it is 0 are empty")
-    if facts["s2_offset"] is not None:
-        lines.append(f"  S2 offset     {facts['s2_offset']:g} ({facts['s2_offset_because']})")
-    lines += _value_lines(facts["values"])
-    lines += [f"  warning       {warning}" for warning in facts["warnings"]]
+    lines = [line for source in (facts, *facts.get("others", ())) for line in _source_lines(source)]
     lines += [
         f"To {facts['job']}:",
         f"  tiles         {facts['tiles']} ({rows} x {cols}) of {facts['tile_px']} px, about {100 * facts['empty_share']:.0f} % empty",
@@ -93,6 +87,75 @@ def _text(facts: dict[str, Any]) -> str:
     ]
     lines += [f"  time          {duration(s):>10}  {name}" for name, s in facts["seconds"].items()]
     return "\n".join([*lines, "  (times are rough: the job's operations divided by the rate that a device sustains)"])
+
+
+def _source_lines(facts: dict[str, Any]) -> Iterator[str]:
+    pixel = f", {facts['pixel_m']:.4g} m pixels" if facts["pixel_m"] else ""
+    yield facts["path"]
+    yield f"  taken for     {facts['modality']}, because of {facts['because']}"
+    yield f"  bands         {' '.join(f'{band}={number}' for band, number in facts['bands'].items())} ({facts['dtype']})"
+    yield f"  size          {facts['shape'][0]} rows x {facts['shape'][1]} columns{pixel}"
+    origin = f", origin {facts['origin'][0]:.10g}, {facts['origin'][1]:.10g}" if facts["crs"] else ""
+    yield f"  georeference  {facts['crs'] or 'none'}{origin}"
+    yield f"  nodata        {facts['nodata'] or '-'} ({facts['nodata_because']})"
+    if facts["alpha"]:
+        yield f"  alpha         band {facts['alpha']}; pixels where it is 0 are empty"
+    if facts["s2_offset"] is not None:
+        yield f"  S2 offset     {facts['s2_offset']:g} ({facts['s2_offset_because']})"
+    yield from _value_lines(facts["values"])
+    yield from (f"  warning       {warning}" for warning in facts["warnings"])
+
+
+def describe_task(config: TaskConfig, tiling: TaskTiling, *, as_json: bool) -> None:
+    """Print what a fine-tuned task wants."""
+    facts = _task_facts(config, tiling)
+    print(json.dumps(facts) if as_json else "\n".join(_task_lines(facts)), flush=True)
+
+
+def _task_facts(config: TaskConfig, tiling: TaskTiling) -> dict[str, Any]:
+    parts = {key: config.model_args.get(key) for key in ("backbone", "decoder")}
+    return {
+        "task": config.kind,
+        "config": config.path,
+        "network": {"factory": config.factory} | {key: value for key, value in parts.items() if value},
+        "channels": config.channels,
+        "names": list(config.class_names),
+        "dates": config.dates,
+        "inputs": [
+            {
+                "name": entry.name,
+                "modality": entry.modality,
+                "bands": list(entry.bands),
+                "file_bands": list(entry.file_bands),
+                "means": [list(row) for row in entry.means],
+                "stds": [list(row) for row in entry.stds],
+                "statistics": entry.statistics,
+                "scale": entry.scale,
+                "fill": list(entry.filled),
+            }
+            for entry in config.inputs
+        ],
+        "tiles": {"crop": tiling.crop, "stride": tiling.stride, "delta": tiling.delta},
+    }
+
+
+def _task_lines(facts: dict[str, Any]) -> Iterator[str]:
+    network, tiles, count = facts["network"], facts["tiles"], facts["dates"]
+    dates = "any number of dates" if count is None else f"{count} dates" if count > 1 else "one date"
+    names = f": {', '.join(facts['names'])}" if facts["names"] else ""
+    yield facts["config"]
+    yield f"  task          {facts['task']}, {facts['channels']} channel{'s' * (facts['channels'] > 1)}{names}"
+    yield f"  network       {', '.join(f'{key} {value}' for key, value in network.items())}"
+    yield f"  tiles         {tiles['crop']} px, {tiles['stride']} px apart, {tiles['delta']} px of margin"
+    for entry in facts["inputs"]:
+        scale = f", values times {entry['scale']:g}" if entry["scale"] != 1 else ""
+        yield f"  input         {entry['name']} ({entry['modality'] or 'no modality that tmtool reads'}), {dates}{scale}"
+        yield f"    by position {' '.join(entry['file_bands'])}, where a raster's bands have no names"
+        yield f"    statistics  {entry['statistics']}"
+        yield f"                {'band':<9}{'mean':>12}{'std':>12}{'no data':>12}"
+        for band, mean, std, fill in zip(*(entry[key] for key in ("bands", "means", "stds", "fill")), strict=True):
+            cells = (" ".join(f"{value:.5g}" for value in row) for row in (mean, std, (fill,)))
+            yield f"                {band:<9}{''.join(f'{cell:>12}' for cell in cells)}"
 
 
 def _value_facts(values: BandValues) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -701,6 +701,12 @@ def job_of(
         overwrite=output.overwrite,
         resume=output.resume,
     )
+
+
+def tiles_of(own: Any, asked: Any) -> TileOptions:
+    """Return a task's own crop, stride and delta but for those that were asked for; None was not."""
+    names = ("crop", "stride", "delta")
+    return TileOptions(*(getattr(own if getattr(asked, name) is None else asked, name) for name in names))
 
 
 def policy_of(run: RunOptions, output: OutputOptions, model: ModelOptions | ComputeOptions) -> Policy:

@@ -5,15 +5,17 @@ from pathlib import Path
 from tmtool.cli import _options as o
 from tmtool.cli._compose import composed
 from tmtool.cli._session import command
+from tmtool.cli._task import TaskFileOptions
 from tmtool.settings import RunSettings, Sampling
 
 
 @composed
 def info(
+    task: TaskFileOptions,
     tiles: o.TileOptions,
     inputs: o.Inputs = None,
     out: o.Out = "S1GRD,LULC",
-    in_: o.In = None,
+    in_: o.Ins = None,
     s2_offset: o.S2Offset = None,
     model: o.Model = RunSettings.model,
     timesteps: o.Timesteps = Sampling.timesteps,
@@ -21,15 +23,28 @@ def info(
 ) -> None:
     """Say what a raster is taken for and why, and what generating from it would cost. Loads no model.
 
+    With --config, --checkpoint or --model-hub: what that fine-tuned task wants, and whether a raster has it.
+
     Example: tmtool info Santiago.tif --out S1GRD,LULC
+
+    Example: tmtool info Valencia.tif --config burnscars.yaml
     """
     with command():
         from tmtool.batch import Listing, list_scenes
-        from tmtool.cli._describe import describe_scenes
+        from tmtool.cli._describe import describe_scenes, describe_task
         from tmtool.tasks import Generate
         from tmtool.tasks.generate import output_named
+        from tmtool.tasks.predict import task_of
 
-        task = Generate(tuple(output_named(name) for name in o.split(out)), Sampling(timesteps=timesteps))
-        listing, model_options = o.ListingOptions(s2_offset=s2_offset), o.ModelOptions(model=model)
-        job = o.job_of(task, listing, o.OutputOptions(), model_options, tiles)
-        describe_scenes(job, list_scenes(Listing(inputs), Path(), [in_] if in_ else []), as_json=json_)
+        listing, compute = o.ListingOptions(s2_offset=s2_offset), o.ComputeOptions()
+        if task.given:
+            asked, tiling = task_of(task.files(), to_run=False)
+            tiles = o.tiles_of(tiling, tiles)
+            describe_task(asked.config, tiling, as_json=json_)
+            if not inputs and not in_:
+                return
+            job = o.job_of(asked, listing, o.OutputOptions(), compute, tiles)
+        else:
+            generate = Generate(tuple(output_named(name) for name in o.split(out)), Sampling(timesteps=timesteps))
+            job = o.job_of(generate, listing, o.OutputOptions(), o.ModelOptions(model=model), tiles)
+        describe_scenes(job, list_scenes(Listing(inputs), Path(), in_ or []), as_json=json_)

@@ -1,7 +1,6 @@
 """`tmtool predict`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -9,8 +8,7 @@ import typer
 from tmtool.cli import _options as o
 from tmtool.cli._compose import composed
 from tmtool.cli._session import command
-
-_TASK = "Task"
+from tmtool.cli._task import TASK, TaskFileOptions
 
 NamedInputs = Annotated[
     list[str] | None,
@@ -22,48 +20,13 @@ NamedInputs = Annotated[
         help="The raster of an input of the config, once for each; several dates of one in order of time.",
     ),
 ]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", metavar="F", rich_help_panel=_TASK, help="TerraTorch's YAML of the task. Read, never run."
-    ),
-]
-TaskCheckpoint = Annotated[
-    Path | None,
-    typer.Option(
-        "--checkpoint",
-        metavar="F",
-        rich_help_panel=_TASK,
-        help="What was fine-tuned: Lightning's checkpoint, or a state dict. Code in it is never run.",
-    ),
-]
-Means = Annotated[
-    str | None,
-    typer.Option(
-        "--means",
-        metavar="F|pretraining",
-        rich_help_panel=_TASK,
-        show_default="the config's",
-        help="Means that inputs were standardised with: a YAML or JSON file, or those of the backbone's pretraining.",
-    ),
-]
-Stds = Annotated[
-    str | None,
-    typer.Option(
-        "--stds",
-        metavar="F|pretraining",
-        rich_help_panel=_TASK,
-        show_default="the config's",
-        help="Likewise, deviations.",
-    ),
-]
 Probabilities = Annotated[
     bool,
-    typer.Option("--probabilities", rich_help_panel=_TASK, help="Write `{stem}_prob.tif` too, one band per class."),
+    typer.Option("--probabilities", rich_help_panel=TASK, help="Write `{stem}_prob.tif` too, one band per class."),
 ]
 ProbabilityType = Annotated[
     Literal["float32", "uint8"],
-    typer.Option("--dtype", rich_help_panel=_TASK, help="Number type of probabilities; uint8 is in steps of 1/250."),
+    typer.Option("--dtype", rich_help_panel=TASK, help="Number type of probabilities; uint8 is in steps of 1/250."),
 ]
 
 
@@ -88,28 +51,18 @@ class TaskTiles:
     delta: Annotated[int | None, _pixels("delta", "Margin of each tile that is discarded.")] = None
 
 
-@dataclass(frozen=True)
-class TaskOptions:
-    """Which task is predicted with."""
-
-    config: ConfigFile = None
-    checkpoint: TaskCheckpoint = None
-    means: Means = None
-    stds: Stds = None
-    probabilities: Probabilities = False
-    dtype: ProbabilityType = "float32"
-
-
 @composed
 def predict(
     listing: o.ListingOptions,
     output: o.OutputOptions,
-    task: TaskOptions,
+    task: TaskFileOptions,
     compute: o.ComputeOptions,
     tiles: TaskTiles,
     run: o.RunOptions,
     log: o.LogOptions,
     in_: NamedInputs = None,
+    probabilities: Probabilities = False,
+    dtype: ProbabilityType = "float32",
 ) -> None:
     """Predict with a task that was fine-tuned with TerraTorch: floods, burn scars, crops.
 
@@ -118,17 +71,15 @@ def predict(
 
     Example: tmtool predict Valencia.tif --config burnscars.yaml --checkpoint best.ckpt
 
+    Example: tmtool predict Valencia.tif --model-hub ibm-nasa-geospatial/Prithvi-EO-2.0-300M-BurnScars
+
     Example: tmtool predict --in S2L2A=may.tif --in S2L2A=june.tif --in DEM=dem.tif --config flood.yaml --checkpoint best.ckpt
     """
     with command(log):
         from tmtool.cli._scenes import run_command
         from tmtool.tasks.predict import task_of
 
-        asked_task, tiling = task_of(
-            task.config, task.checkpoint, (task.means, task.stds), task.probabilities, task.dtype
-        )
-        given, own = (tiles.crop, tiles.stride, tiles.delta), (tiling.crop, tiling.stride, tiling.delta)
-        chosen = o.TileOptions(*(mine if asked is None else asked for asked, mine in zip(given, own, strict=True)))
-        job = o.job_of(asked_task, listing, output, compute, chosen)
+        asked, tiling = task_of(task.files(), probabilities, dtype)
+        job = o.job_of(asked, listing, output, compute, o.tiles_of(tiling, tiles))
         policy = o.policy_of(run, output, compute)
         run_command(job, listing, output, policy, in_, as_json=run.json_, quiet=log.quiet)

@@ -7,15 +7,18 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tmtool.errors import WeightsError
 from tmtool.models._headers import check_header
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+T = TypeVar("T")
 
 _log = logging.getLogger("tmtool")
 _ORGANISATION = "ibm-esa-geospatial"
@@ -125,6 +128,35 @@ def find_locally(file: WeightFile, folder: str | None = None) -> Path | None:
     return Path(cached) if isinstance(cached, str) else None
 
 
+def listed_locally(repo: str) -> list[str]:
+    """Return the names of a repository's files that the hub's cache holds, of the version that it holds last."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repo, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return []
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def listed(repo: str, offline: bool) -> list[str]:
+    """Return the names of a repository's files by the hub. Raises `WeightsError`."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    cure = f"On a machine with network access run\n  hf download {repo}\nand copy the cache folder (HF_HOME)."
+    if offline:
+        raise WeightsError(f"{repo}: is not in the hub's cache, and nothing is fetched in this run. {cure}")
+    with _answered(repo):
+        try:
+            return sorted(_persistently(lambda: HfApi().list_repo_files(repo)))
+        except HfHubHTTPError:  # an answer
+            raise
+        except Exception as error:  # HF_HUB_OFFLINE, or whatever the HTTP library raises
+            raise WeightsError(f"{repo}: is not in the hub's cache, and the hub cannot be reached. {cure}") from error
+
+
 def _in_folder(file: WeightFile, folder: Path) -> Path | None:
     """Look for a file flat, in its repository's folder, or in a hub cache laid out in `folder`."""
     if not folder.is_dir():
@@ -148,44 +180,54 @@ def _fetch(file: WeightFile, only_ask: bool = False) -> Path | None:
     With `only_ask` nothing is downloaded, and the path is where the file would lie.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    doing = "the run would fetch" if only_ask else "fetching"
-    _log.info("%s %s (about %d MB) from the hub", doing, file, file.megabytes)
+    size = f" (about {file.megabytes} MB)" if file.megabytes else ""
+    _log.info("%s %s%s from the hub", "the run would fetch" if only_ask else "fetching", file, size)
+    with _answered(str(file), file.access):
+        try:
+            if only_ask:
+                return Path(_persistently(lambda: hf_hub_download(file.repo, file.filename, dry_run=True).local_path))
+            return Path(_persistently(lambda: hf_hub_download(file.repo, file.filename)))
+        except (
+            LocalEntryNotFoundError
+        ) as error:  # no network, HF_HUB_OFFLINE is set, or an answer that was not understood
+            if isinstance(error.__cause__, HfHubHTTPError):
+                raise WeightsError(
+                    f"{file}: the hub answered with an error ({_first_line(error.__cause__)})."
+                ) from error
+            _log.debug("%s: %s", file, error)
+            return None
+
+
+@contextmanager
+def _answered(what: str, access: str = "") -> Iterator[None]:
+    """Turn what the hub answers about `what`, and what breaks on the way, into `WeightsError` with the cure."""
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
     try:
-        if only_ask:
-            return Path(_persistently(lambda: hf_hub_download(file.repo, file.filename, dry_run=True).local_path))
-        return Path(_persistently(lambda: hf_hub_download(file.repo, file.filename)))
-    except LocalEntryNotFoundError as error:  # no network, HF_HUB_OFFLINE is set, or an answer that was not understood
-        if isinstance(error.__cause__, HfHubHTTPError):
-            raise WeightsError(f"{file}: the hub answered with an error ({_first_line(error.__cause__)}).") from error
-        _log.debug("%s: %s", file, error)
-        return None
+        yield
+    except WeightsError:
+        raise
     except GatedRepoError as error:
-        cure = file.access or "Accept its terms there, and set HF_TOKEN."
-        raise WeightsError(f"{file}: the hub asks for permission. {cure}") from error
+        cure = access or "Accept its terms there, and set HF_TOKEN."
+        raise WeightsError(f"{what}: the hub asks for permission. {cure}") from error
     except RepositoryNotFoundError as error:
         why = "there is no such repository, or it is private and needs HF_TOKEN."
-        raise WeightsError(f"{file}: the hub answered 401 or 404: {file.access or why}") from error
+        raise WeightsError(f"{what}: the hub answered 401 or 404: {access or why}") from error
     except EntryNotFoundError as error:
-        raise WeightsError(f"{file}: the hub answered 404: the repository holds no such file.") from error
+        raise WeightsError(f"{what}: the hub answered 404: the repository holds no such file.") from error
     except HfHubHTTPError as error:
         raise WeightsError(
-            f"{file}: the hub answered with an error ({_first_line(error)}). Try again later."
+            f"{what}: the hub answered with an error ({_first_line(error)}). Try again later."
         ) from error
     except Exception as error:  # whatever the HTTP library, the disk or a proxy raises
         raise WeightsError(
-            f"{file}: the download was interrupted ({_first_line(error)}). Run the same command again to resume; complete files are kept."
+            f"{what}: the download was interrupted ({_first_line(error)}). Run the same command again to resume; complete files are kept."
         ) from error
 
 
-def _persistently(download: Callable[[], str]) -> str:
+def _persistently(download: Callable[[], T]) -> T:
     """Retry `download` when the connection breaks: huggingface_hub itself recovers from some faults, not from a reset."""
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 

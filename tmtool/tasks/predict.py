@@ -37,6 +37,22 @@ _STEPS = 250
 
 
 @dataclass(frozen=True)
+class TaskFiles:
+    """Where a fine-tuned task comes from; the names are the command line's.
+
+    `means` and `stds` are files or `pretraining`. With `model_hub`, a repository of the hub, `config` and `checkpoint` name
+    files in it, or are found there; `offline` takes them from the hub's cache only.
+    """
+
+    config: Path | None = None
+    checkpoint: Path | None = None
+    means: str | None = None
+    stds: str | None = None
+    model_hub: str | None = None
+    offline: bool = False
+
+
+@dataclass(frozen=True)
 class Predict(Task):
     """Predict with a fine-tuned task. `digest` identifies its config; without a `tuned` checkpoint weights are random.
 
@@ -44,6 +60,8 @@ class Predict(Task):
     """
 
     name: ClassVar[str] = "predict"
+    model: ClassVar[str] = "finetuned"
+    """The name of the entry of its models."""
     asks: ClassVar[type[Request]] = Prediction
     on_patch_grid: ClassVar[bool] = False
 
@@ -179,30 +197,34 @@ class Predict(Task):
 
 
 def task_of(
-    config: Path | None,
-    checkpoint: Path | None,
-    statistics: tuple[str | None, str | None] = (None, None),
-    probabilities: bool = False,
-    dtype: ProbabilityType = "float32",
+    files: TaskFiles, probabilities: bool = False, dtype: ProbabilityType = "float32", *, to_run: bool = True
 ) -> tuple[Predict, ConfigTiling]:
     """Return the task of a config and a checkpoint, and the tiles that it was made for. Raises `UsageError`.
 
-    Without a config, the checkpoint's own settings say what it is; that imports torch. `statistics` are means and
-    standard deviations as `--means` and `--stds` give them.
+    Without a config, the checkpoint's own settings say what it is; that imports torch. A task that is not `to_run`, but
+    to be described, needs no checkpoint.
     """
-    if checkpoint is None:
+    config, checkpoint = files.config, files.checkpoint
+    if files.model_hub is not None:
+        from tmtool.models.finetuned.hub import task_files
+
+        one, other = (str(name) if name else None for name in (config, checkpoint))
+        config, checkpoint = task_files(files.model_hub, one, other, files.offline)
+    if checkpoint is None and to_run:
         raise UsageError("--checkpoint: give the fine-tuned weights; a config alone has none.")
-    if not checkpoint.is_file():
+    if checkpoint is not None and not checkpoint.is_file():
         raise UsageError(f"--checkpoint {checkpoint}: no such file.")
     if config is not None:
-        read = read_config(config, *statistics)
-    else:
+        read = read_config(config, files.means, files.stds)
+    elif checkpoint is not None:
         from tmtool.models.finetuned.checkpoint import config_of, read_task_checkpoint
 
-        read = config_of(read_task_checkpoint(checkpoint), *statistics)
+        read = config_of(read_task_checkpoint(checkpoint), files.means, files.stds)
+    else:
+        raise UsageError("--config: give TerraTorch's YAML of the task, or a --checkpoint that holds its settings.")
     for note in read.notes:
         _log.warning("%s: %s", read.path, note)
-    task = Predict(read, digest_of(config), checkpoint.absolute(), probabilities, dtype)
+    task = Predict(read, digest_of(config), checkpoint and checkpoint.absolute(), probabilities, dtype)
     return task, read.tiling or ConfigTiling()
 
 
