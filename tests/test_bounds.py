@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIRED = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]]
-LINTERS = {"ruff", "mypy"}  # no test runs them
+LINTERS = {"ruff", "mypy", "types-psutil", "types-PyYAML"}  # no test runs them
 
 
 def bounds(requirement: Requirement) -> dict[str, Version]:
