@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test test-lowest lint bench clean docs/tokens.png docs/embed.png
+.PHONY: demo test test-lowest lint bench clean docs/tokens.png docs/embed.png docs/water.png
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -43,6 +43,11 @@ docs/tokens.png: .venv/installed
 
 docs/embed.png: .venv/installed
 	.venv/bin/tmtool embed samples/demo_scene.tif --model demo --layer 1,-1 --output-dir out --overwrite
+	$(PY) samples/render_demo.py out $@
+
+docs/water.png: .venv/installed
+	.venv/bin/tmtool predict samples/demo_scene.tif --config samples/water.yaml --checkpoint samples/water.ckpt \
+	  --output-dir out --overwrite
 	$(PY) samples/render_demo.py out $@
 
 # what of them, and how: make bench BENCH="--only a,b --model base"

@@ -1,7 +1,7 @@
 """Render the sample scene and its products side by side: `python samples/render_demo.py FOLDER PICTURE.png`.
 
 FOLDER holds the products `demo_scene_*.tif` as the Makefile has them made. The name of PICTURE says which are rendered:
-demo.png, tokens.png or embed.png.
+demo.png, tokens.png, embed.png or water.png.
 """
 
 import json
@@ -34,7 +34,7 @@ def _stretch(values: NDArray[np.floating], low: float, high: float) -> NDArray[n
 
 
 def classes(path: Path) -> NDArray[np.uint8]:
-    """Return a land-cover product in its own colours."""
+    """Return a product of classes in its own colours."""
     with rasterio.open(path) as src:
         colours = np.array([src.colormap(1)[i][:3] for i in range(256)], np.uint8)
         return colours[src.read(1)]
@@ -103,6 +103,7 @@ PICTURES: dict[str, dict[str, Callable[[Path], NDArray[np.uint8]]]] = {
     "demo": {"LULC": classes, "NDVI": ndvi, "S1GRD": radar},
     "tokens": {"S2L2A_tokens": tokens, "S2L2A_rec": true_colour},
     "embed": {"embed_layer1": components, "embed_layer2": components},
+    "water": {"pred": classes},
 }
 """How each product in a picture is drawn, from left to right after the scene."""
 
