@@ -75,7 +75,7 @@ LAYERS = [
     {"source"},
     {"files"},
     {"compat"},
-    {"modality", "grid", "errors", "names", "limits", "settings", "provenance"},
+    {"modality", "grid", "dates", "errors", "names", "limits", "settings", "provenance"},
 ]
 
 

@@ -241,3 +241,83 @@ def test_of_a_fine_tuned_task_there_is_nothing_to_fetch(tmtool: Any) -> None:
     done = tmtool("models", "fetch", "finetuned", "--for", "predict")
     assert done.exit_code == 2
     assert "its weights are your own" in done.stderr
+
+
+def dated(make_raster: Any, folder: Path, values: np.ndarray, name: str, **tags: str) -> Path:
+    path = make_raster(values, nodata=0).rename(folder / f"{name}.tif")
+    with rasterio.open(path, "r+") as dst:
+        dst.update_tags(**tags)
+    return path
+
+
+def test_several_dates_are_one_input_with_a_time_axis(
+    tmtool: Any, make_raster: Any, prithvi: tuple[Facts, Path], tmp_path: Path
+) -> None:
+    facts, weights = prithvi
+    days = ("2024-03-01", "2024-06-15", "2024-09-30")
+    chips = [np.random.default_rng(i).integers(1, 4000, (12, 56, 56)).astype(np.uint16) for i in range(3)]
+    rasters = [
+        dated(make_raster, tmp_path, chip, f"t{i}", SENSING_TIME=f"{day}T10:00:00Z")
+        for i, (chip, day) in enumerate(zip(chips, days, strict=True))
+    ]
+    ins = [word for path in rasters for word in ("--in", f"S2L2A={path}")]
+    common = ("--model", PRITHVI, "--weights", weights, "--precision", "fp32", "-o", tmp_path / "out")
+    file = next(weights.rglob("*.pt"))
+    spec = spec_of(PRITHVI, "embed", ("S2L2A",), files={facts.file: file}, bands={"S2L2A": facts.bands})
+    values = np.stack([picked(chip, facts.bands) for chip in chips], axis=1).astype(np.float32)[None]
+    embedder: Any = models.build(spec)
+
+    def product(*args: Any) -> tuple[np.ndarray, Any]:
+        done = tmtool("embed", *ins, *common, "--overwrite", *args)
+        assert done.exit_code == 0, done.stderr
+        with rasterio.open(tmp_path / "out" / "t0_embed.tif") as src:
+            return src.read(), json.loads(src.tags()["TMTOOL_PROVENANCE"])
+
+    last = facts.depth - 1
+    told = np.array([days], "datetime64[D]")
+    expected = embedder.vectors(values, [last], told)[last][0].numpy()  # (T, D, h, w)
+    found, made = product("--merge", "concat")
+    assert found.shape[0] == 3 * facts.dim
+    np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=1e-5, atol=1e-5)
+    assert made["dates"] == [f"{day}T10:00:00" for day in days]
+    assert list(made["inputs"]) == ["S2L2A@1", "S2L2A@2", "S2L2A@3"]
+    np.testing.assert_allclose(product()[0], expected.mean(axis=0), rtol=1e-5, atol=1e-5)
+    others = ("2023-01-01", "2023-02-01", "2023-03-01")
+    found, made = product(*(word for day in others for word in ("--date", day)))
+    expected = embedder.vectors(values, [last], np.array([others], "datetime64[D]"))[last][0].numpy()
+    np.testing.assert_allclose(found, expected.mean(axis=0), rtol=1e-5, atol=1e-5)
+    assert made["dates"] == list(others)
+    from_python = api.embed(
+        {"S2L2A": rasters}, model=PRITHVI, weights=weights, precision="fp32", date=others, batch_size=made["batch_size"]
+    )
+    np.testing.assert_array_equal(from_python["embed"].values, found)
+    again = tmtool("embed", *ins, *common, *(word for day in others for word in ("--date", day)), "--json")
+    assert json.loads(again.stdout)["status"] == "skipped"
+    other = tmtool("embed", *ins, *common)
+    assert other.exit_code == 1
+    assert "dates" in other.stderr
+    for args, message in (
+        (("--date", "2023-01-01"), "1 for 3 dates of a scene"),
+        (("--date", "June", *["--date", "2023-01-01"] * 2), "--date June: give a date"),
+        (("--in", f"S2L2A={rasters[0]}", "--in", f"S2L2A={rasters[1]}"), "takes up to 4 dates of a place, found 5"),
+    ):
+        done = tmtool("embed", *ins, *common, *args)
+        assert done.exit_code == 2
+        assert message in done.stderr
+
+
+def test_dates_that_a_model_does_not_take(
+    tmtool: Any, make_raster: Any, prithvi: tuple[Facts, Path], tmp_path: Path
+) -> None:
+    _, weights = prithvi
+    raster = make_raster(scene(56, 56), nodata=0)
+    done = tmtool("embed", raster, "--model", "demo", "--date", "2024-06-01", "-o", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "--model demo takes no dates" in done.stderr
+    done = tmtool(
+        "embed", "--in", f"S2L2A={raster}", "--in", f"S2L2A={raster}", "--model", "demo", "-o", tmp_path / "out"
+    )
+    assert done.exit_code == 2
+    done = tmtool("embed", raster, "--model", PRITHVI, "--weights", weights, "-o", tmp_path / "out")
+    assert done.exit_code == 0
+    assert "its date is not known, and the model is told none: --date says it" in done.stderr

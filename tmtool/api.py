@@ -6,8 +6,8 @@ Each takes a raster and gives an `xarray.Dataset`, whose values are the command'
   it. Its modality is inferred and checked as for a file, from band names (its `long_name` or `band`), tags, count and
   dtype; `modality` sets it, like the command's `--in`. Its CRS, affine and nodata are what `.rio` says.
   Float arrays with NaN for nodata (`masked=True`) are as good as integers with a nodata value.
-- for `generate`, `embed` and `predict` also a dict of them by modality, all on one grid; for `predict` with a list of them, in
-  order of time, where there are several dates of one.
+- for `generate`, `embed` and `predict` also a dict of them by modality, all on one grid; for `embed`
+  and `predict` with a list of them, in order of time, where there are several dates of one.
 
 A path, or an array backed by dask, gives a lazy Dataset: for each block of rows, one dask task computes all products.
 By default blocks repeat at most 7 % of the tiles; `blocks` asks for more and smaller ones. Compute or store
@@ -133,6 +133,7 @@ class EmbedOptions(_Model, _Drawing, total=False):
     bands: Mapping[str, Sequence[str]] | None
     tim: str | Sequence[str]
     coords: bool
+    date: str | Sequence[str] | None
     normalize: Normalize
     pool: Pool
     dtype: Dtype
@@ -143,7 +144,7 @@ _DEFAULTS: dict[str, Any] = {
     **{f.name: f.default for group in (RunSettings, Sampling, Vectors) for f in fields(group)},
     **{"s2_offset": None, "crop": None, "stride": None, "delta": None, "blocks": None},
     **{"model_hub": None, "means": None, "stds": None},
-    **{"layer": -1, "merge": "mean", "bands": None, "tim": (), "coords": False, "checkpoint": None},
+    **{"layer": -1, "merge": "mean", "bands": None, "tim": (), "coords": False, "date": None, "checkpoint": None},
 }
 
 
@@ -230,7 +231,10 @@ def reconstruct(
 
 @_spoken
 def embed(
-    raster: Raster | Mapping[str, Raster], *, modality: str | None = None, **options: Unpack[EmbedOptions]
+    raster: Raster | Mapping[str, Raster | Sequence[Raster]],
+    *,
+    modality: str | None = None,
+    **options: Unpack[EmbedOptions],
 ) -> xr.Dataset:
     """Embed a raster, or several of one scene, with an encoder: one vector for each patch, tile or scene.
 
@@ -255,6 +259,7 @@ def embed(
         sampling=_sampling(options),
         used={find(name).name: find(name).subset(names).bands for name, names in (asked["bands"] or {}).items()},
         tuned=Path(checkpoint).absolute() if checkpoint is not None else None,
+        dates=(asked["date"],) if isinstance(asked["date"], str) else tuple(asked["date"] or ()),
         vectors=Vectors(asked["normalize"], asked["dtype"], pool=asked["pool"]),
     )
     return _run(task, raster, modality, options)

@@ -65,6 +65,8 @@ def _source_facts(source: Source) -> dict[str, Any]:
         "nodata": None if source.nodata is None else str(source.nodata),
         "nodata_because": source.nodata_why,
         "alpha": source.alpha,
+        "date": source.date,
+        "date_because": source.date_why,
         "s2_offset": source.offset if source.modality.is_optical else None,
         "s2_offset_because": source.offset_why,
         "shape": list(grid.shape),
@@ -100,6 +102,8 @@ def _source_lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"  nodata        {facts['nodata'] or '-'} ({facts['nodata_because']})"
     if facts["alpha"]:
         yield f"  alpha         band {facts['alpha']}; pixels where it is 0 are empty"
+    if facts["date"]:
+        yield f"  date          {facts['date']} ({facts['date_because']})"
     if facts["s2_offset"] is not None:
         yield f"  S2 offset     {facts['s2_offset']:g} ({facts['s2_offset_because']})"
     yield from _value_lines(facts["values"])

@@ -399,6 +399,16 @@ Coords = Annotated[
         help="Give the model each tile's longitude and latitude; needs a CRS. Not for demo and Prithvi without -tl.",
     ),
 ]
+Dates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--date",
+        metavar="DATE",
+        rich_help_panel=_EMBEDDING,
+        show_default="the file's tags",
+        help="When the input was taken, as 2024-06-01 or with its time in UTC; once for each --in. Prithvi -TL and Clay take it.",
+    ),
+]
 CheckpointFile = Annotated[
     Path | None,
     typer.Option(

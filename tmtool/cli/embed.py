@@ -17,6 +17,7 @@ class VectorOptions:
     bands: o.Bands = None
     tim: o.Tim = ""
     coords: o.Coords = False
+    date: o.Dates = None
     normalize: o.Normalize = Vectors.normalize
     pool: o.Pool = Vectors.pool
     dtype: o.Dtype = Vectors.dtype
@@ -38,8 +39,9 @@ def embed(
 ) -> None:
     """Embed rasters with the encoder of TerraMind, Prithvi or Clay: one vector for each patch of 16 x 16 px.
 
-    Patches of Prithvi 600M are of 14 px, Clay's of 8 px. Both families take Sentinel-2 alone, of one date: the bands that they were
-    trained on are found by name, or by position where the raster holds just these or all twelve.
+    Patches of Prithvi 600M are of 14 px, Clay's of 8 px. Both families take Sentinel-2 alone: the bands that they were trained
+    on are found by name, or by position where the raster holds just these or all twelve. Prithvi takes several dates of a
+    place, one --in S2L2A=FILE each in order of time, and --merge says how their vectors become one.
 
     Writes `{stem}_embed.tif` (or .zarr, .parquet), one band a dimension, and prints its path; for several layers
     `{stem}_embed_layer5.tif` and so on. Of several inputs the first one gives the stem. Sampling options and the seed matter
@@ -49,7 +51,7 @@ def embed(
 
     Example: tmtool embed --in S2L2A=s2.tif --in S1RTC=s1.tif --in DEM=dem.tif --format geoparquet
 
-    Example: tmtool embed Santiago.tif --model prithvi-eo-v2-300-tl --coords
+    Example: tmtool embed Santiago.tif --model prithvi-eo-v2-300-tl --coords --date 2024-06-01
     """
     with command(log):
         from tmtool.batch import bands_of
@@ -65,6 +67,7 @@ def embed(
             sampling=Sampling(drawing.top_p, drawing.top_k, drawing.temperature),
             used=bands_of(vectors.bands),
             tuned=checkpoint,
+            dates=tuple(vectors.date or ()),
             vectors=Vectors(vectors.normalize, vectors.dtype, vectors.format_, vectors.pool),
         )
         job = o.job_of(task, listing, output, model, tiles, drawing.seed)

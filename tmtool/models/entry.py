@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tmtool.grid import TileBatch
 from tmtool.modality import MODALITIES, TOKEN_PX, Modality
 from tmtool.models.device import Compute
-from tmtool.models.requests import Embedding, Request
+from tmtool.models.requests import Embedding, Request, input_name
 from tmtool.models.weights import WeightFile, check_file
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
@@ -51,8 +51,9 @@ class ModelSpec:
 
     def modality(self, name: str) -> Modality:
         """Return an input or output with the bands that are used of it."""
-        modality = self.modalities[name]
-        return modality.subset(self.bands[name]) if name in self.bands else modality
+        plain = input_name(name)
+        modality = self.modalities[plain]
+        return modality.subset(self.bands[plain]) if plain in self.bands else modality
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -62,7 +63,7 @@ class ModelSpec:
     @property
     def tokenised(self) -> tuple[str, ...]:
         """Inputs that the model takes as tokens only."""
-        return tuple(m for m in self.inputs if self.modalities[m].raw_key is None)
+        return tuple(m for m in self.inputs if self.modalities[input_name(m)].raw_key is None)
 
     @property
     def encoded(self) -> tuple[str, ...]:
@@ -105,6 +106,8 @@ class ModelEntry:
     """The most dates of one modality that it takes at once."""
     coords: bool = False
     """Whether it takes coordinates."""
+    time: bool = False
+    """Whether it takes when its inputs were taken."""
     pixel_m: float = 10.0
     """Side of a pixel in the data that it was trained on, in metres."""
     tunable: bool = True

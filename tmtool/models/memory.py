@@ -89,6 +89,7 @@ def part(batch: TileBatch, start: int, stop: int, size: int) -> TileBatch:
         rows=batch.rows[index],
         cols=batch.cols[index],
         lonlat=None if batch.lonlat is None else batch.lonlat[index],
+        dates=None if batch.dates is None else batch.dates[index],
     )
 
 

@@ -102,3 +102,13 @@ class Embedding(Request):
     layers: tuple[int, ...] = (-1,)
     merge: Literal["mean", "max", "concat", "dict"] = "mean"
     coords: bool = False
+
+
+def input_key(name: str, date: int, dates: int) -> str:
+    """Return the key of an input's date (from 0) among a tile's pixels: its name, and the date where there are several."""
+    return name if dates == 1 else f"{name}@{date + 1}"
+
+
+def input_name(key: str) -> str:
+    """Return the name of the input whose date has this key."""
+    return key.partition("@")[0]

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tmtool import models
 from tmtool.grid import BoolArray, FloatArray, OutputSpec, Window
 from tmtool.modality import MODALITIES
@@ -155,7 +157,9 @@ class LocalBlocks:
             if told := task.validity(source):
                 feeds["validity"] = self._validity(told, stack)
         centre = centres(prepared.grid) if task.wants_places else None
-        self._engine(spec, plan, [p.spec for p in prepared.products], feeds, batch, advance, centre)
+        taken = task.taken(prepared.sources, self._of.job.entry)
+        dates = np.array([np.datetime64(date) for date in taken]) if taken else None
+        self._engine(spec, plan, [p.spec for p in prepared.products], feeds, batch, advance, centre, dates)
 
     def begin(self, columns: Sequence[range], part: int, row: int) -> None:
         """Do nothing: rows are computed when they are asked for."""

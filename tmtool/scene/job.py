@@ -17,6 +17,7 @@ from tmtool.grid import Grid, Tile
 from tmtool.modality import Modality
 from tmtool.models import ModelEntry, ModelSpec
 from tmtool.models.device import Compute
+from tmtool.models.requests import input_name
 from tmtool.products.product import Product
 from tmtool.settings import RunSettings, Tiling
 from tmtool.source import Reader, Source, check_one_grid
@@ -71,7 +72,7 @@ class Job:
             inputs=inputs,
             seed=self.seed,
             compute=compute or Compute(),
-            bands={m: bands for m, bands in self.task.bands_of(self.entry).items() if m in inputs},
+            bands={m: bands for m, bands in self.task.bands_of(self.entry).items() if m in map(input_name, inputs)},
         )
 
     def doing(self, task: Task) -> "Job":
@@ -171,7 +172,7 @@ def look_at(job: Job, raster: Any, modality: Modality | None) -> Source:
 
 def prepared_of(job: Job, scene: Scene, found: Sequence[Source]) -> Prepared:
     """Check what was found of a scene's inputs against the job and each other. Raises `InputError`."""
-    sources = job.task.by_input(found)
+    sources = job.task.by_input(found, job.model, job.entry)
     for source in sources.values():
         job.task.check_source(source, job.model, job.entry)
     check_one_grid(list(sources.values()))

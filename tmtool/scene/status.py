@@ -17,6 +17,7 @@ def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -
     """Return the provenance that all products of a scene share; `weights` are the digests by file, "random",
     or None if they are not known before they are fetched.
     """
+    taken = list(job.task.taken(prepared.sources, job.entry))
     return Provenance(
         task=job.task.name,
         model=job.model,
@@ -35,7 +36,7 @@ def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -
         threads=spec.compute.threads,
         compiled=True if spec.compute.compiled else None,
         warning=notice_of(job) or None,
-        details=job.task.details(spec, prepared.grid),
+        details={**job.task.details(spec, prepared.grid), **({"dates": taken} if taken else {})},
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tmtool.dates import acquired
 from tmtool.errors import InputError
 from tmtool.grid import Grid
 from tmtool.modality import MODALITIES, S2_NAMES, Modality
@@ -54,6 +55,7 @@ def inspect(
             f"{found.path}: values are complex ({dtype}); tmtool takes real values such as backscatter in dB."
         )
     nodata, nodata_why = _nodata(found, modality, bands)
+    date, date_why = acquired(found.tags)
     source = Source(
         path=found.path,
         modality=modality,
@@ -69,6 +71,8 @@ def inspect(
         offset_why=offset_why,
         warnings=tuple(_pixel_size_warnings(found.grid, pixel_m)),
         array=found.array,
+        date=date,
+        date_why=date_why,
         alpha=next((i for i, alpha in enumerate(found.alpha, 1) if alpha and i not in bands), None),
     )
     if found.array and found.array.lazy and found.made:  # tmtool's own values are as they should be once computed

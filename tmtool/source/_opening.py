@@ -52,6 +52,9 @@ class Source:
     """The values, where there is no file of them; `path` is then what messages call them."""
     alpha: int | None = None
     """Number of the band that is 0 where pixels are empty."""
+    date: str | None = None
+    """When it was taken, as `tmtool.dates` has it."""
+    date_why: str = ""
     values: tuple[BandValues, ...] = field(default=(), compare=False)
     """What a sample of the valid values holds, an entry a band; none where there was no valid pixel in it."""
 
@@ -96,7 +99,7 @@ def described(path: str) -> Description:
     """Return the metadata of the raster at `path`. Raises `InputError` if it is not one, or has RPCs or GCPs only."""
     with opened(path) as src:
         _refuse_unusable(src, path)
-        tags = dict(src.tags())
+        tags = {**src.tags(), **src.tags(ns="IMAGERY")}
         for band in src.indexes:
             tags.update(src.tags(band))
         return Description(

@@ -93,7 +93,7 @@ class Task(ABC):
         trained_on = entry.moments if entry.statistics else None
         return inspect(raster, modality, s2_offset, trained_on, used, entry.pixel_m)
 
-    def by_input(self, found: Sequence[Source]) -> dict[str, Source]:
+    def by_input(self, found: Sequence[Source], model: str, entry: ModelEntry) -> dict[str, Source]:
         """Return a scene's sources by the names that the model has for its inputs. Raises `InputError`."""
         sources: dict[str, Source] = {}
         for source in found:
@@ -105,6 +105,10 @@ class Task(ABC):
                 )
             sources[name] = source
         return sources
+
+    def taken(self, sources: Mapping[str, Source], entry: ModelEntry) -> tuple[str, ...]:
+        """Return when the dates of a scene were taken, as `tmtool.dates` has it; nothing where the model is not told."""
+        return ()
 
     def fill(self, source: Source, entry: ModelEntry) -> tuple[float, ...]:
         """Return what stands in for pixels without data, one value a band: the mean that the model was trained on."""

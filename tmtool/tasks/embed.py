@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tmtool.dates import parsed
 from tmtool.errors import InputError, UsageError
 from tmtool.files.cog import COG
 from tmtool.files.geoparquet import GEOPARQUET
@@ -16,6 +17,7 @@ from tmtool.files.writer import Format, Layout
 from tmtool.files.zarr import ZARR
 from tmtool.grid import Grid, OutputSpec, Strip
 from tmtool.models import Embedding, EmbeddingOutput, ModelEntry, ModelSpec, Request, Sampling
+from tmtool.models.requests import input_key
 from tmtool.products.product import Product, check_finite
 from tmtool.settings import Merge, Vectors
 from tmtool.source import Source
@@ -28,7 +30,8 @@ _FORMATS: dict[str, Format] = {"cog": COG, "zarr": ZARR, "geoparquet": GEOPARQUE
 class Embed(Task):
     """Embed rasters: the vectors of `layers`, merged over modalities. `imagined` are modalities of TiM.
 
-    `used` names the bands of inputs that are not used whole, `tuned` is a fine-tuned backbone's checkpoint.
+    `used` names the bands of inputs that are not used whole, `tuned` is a fine-tuned backbone's checkpoint. `dates` say when
+    the inputs of a scene were taken, in their order, in place of their tags.
     """
 
     name: ClassVar[str] = "embed"
@@ -47,6 +50,7 @@ class Embed(Task):
     used: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tuned: Path | None = None
     vectors: Vectors = field(default_factory=Vectors)
+    dates: tuple[str, ...] = ()
 
     def anywhere(self) -> "Task":
         """Return the task with its checkpoint named from any folder."""
@@ -85,17 +89,59 @@ class Embed(Task):
             raise UsageError(
                 "--tim and --merge dict: the imagined modality would not appear in the products; use mean, max or concat."
             )
-        if self.coords and not entry.coords:
-            raise UsageError(f"--coords: --model {model} takes no coordinates.")
         for modality, bands in self.used.items():
             if bands != entry.bands.get(modality, bands):
                 takes = f"takes the bands {' '.join(entry.bands[modality])} of {modality}, all of them"
                 raise UsageError(f"--bands {modality}={','.join(bands)}: --model {model} {takes}; leave out --bands.")
+        self._check_circumstances(model, entry)
+        self.sampling.check()
+
+    def _check_circumstances(self, model: str, entry: ModelEntry) -> None:
+        """Raise `UsageError` for a place, dates or weights that the model does not take."""
+        if self.coords and not entry.coords:
+            raise UsageError(f"--coords: --model {model} takes no coordinates.")
+        if self.dates and not entry.time:
+            raise UsageError(f"--date: --model {model} takes no dates; leave out --date.")
+        for date in self.dates:
+            if parsed(date) is None:
+                raise UsageError(
+                    f"--date {date}: give a date, or a date and time, such as 2024-06-01 or 2024-06-01T10:30Z."
+                )
         if self.tuned is not None and not entry.tunable:
             raise UsageError(f"--checkpoint: --model {model} takes none; fine-tuned backbones are TerraMind's.")
         if self.tuned is not None and not self.tuned.is_file():
             raise UsageError(f"--checkpoint {self.tuned}: no such file.")
-        self.sampling.check()
+
+    def by_input(self, found: Sequence[Source], model: str, entry: ModelEntry) -> dict[str, Source]:
+        """Return sources by modality, those of several dates by `input_key`, in the order in which they were given.
+
+        Raises `InputError` where the model does not take so many dates.
+        """
+        names = [source.modality.name for source in found]
+        if self.dates and len(self.dates) != len(found):
+            raise UsageError(
+                f"--date: {len(self.dates)} for {len(found)} dates of a scene. Give one for each --in, in the same order."
+            )
+        if entry.dates > 1 and len(found) > entry.dates:
+            raise InputError(
+                f"{found[0].path}: --model {model} takes up to {entry.dates} dates of a place, found {len(found)}."
+            )
+        if entry.dates == 1 or len(set(names)) > 1:
+            sources = super().by_input(found, model, entry)
+        else:
+            sources = {
+                input_key(name, i, len(found)): source
+                for i, (name, source) in enumerate(zip(names, found, strict=True))
+            }
+        if not entry.time:
+            return sources
+        given = self.dates or [None] * len(found)
+        return {key: _dated(source, date) for (key, source), date in zip(sources.items(), given, strict=True)}
+
+    def taken(self, sources: Mapping[str, Source], entry: ModelEntry) -> tuple[str, ...]:
+        """Return the dates that the model is told: all, or none if one is not known."""
+        dates = [source.date for source in sources.values() if source.date] if entry.time else []
+        return tuple(dates) if len(dates) == len(sources) else ()
 
     def check_source(self, source: Source, model: str, entry: ModelEntry) -> None:
         """Raise `InputError` if the model does not take a raster, or would have to imagine the same."""
@@ -121,6 +167,16 @@ class Embed(Task):
         asked = {"layers": self.layers, "merge": self.merge, "coords": self.coords}
         bands = {m: list(spec.modality(m).bands) for m in spec.inputs}
         return {"bands": bands, "embedding": asked | vars(self.vectors)}
+
+
+def _dated(source: Source, asked: str | None) -> Source:
+    """Return a source with the date that was asked for, or with a warning if it has none."""
+    if asked is not None:
+        return replace(source, date=parsed(asked), date_why="--date")
+    if source.date is None:
+        unknown = "its date is not known, and the model is told none: --date says it"
+        return replace(source, warnings=(*source.warnings, unknown))
+    return source
 
 
 def _product(output: EmbeddingOutput, options: Vectors, patch: int) -> Product:

@@ -18,10 +18,10 @@ from tmtool.files.writer import Layout
 from tmtool.grid import Grid, OutputSpec, Strip
 from tmtool.modality import MODALITIES, Modality
 from tmtool.models import ModelEntry, ModelSpec, Request
-from tmtool.models.finetuned.config import TaskConfig, input_key, read_config
+from tmtool.models.finetuned.config import TaskConfig, read_config
 from tmtool.models.finetuned.config import Tiling as ConfigTiling
 from tmtool.models.finetuned.inputs import TaskInput
-from tmtool.models.requests import Prediction
+from tmtool.models.requests import Prediction, input_key
 from tmtool.products.product import Product, check_finite
 from tmtool.source import Source, band_names, inspect
 from tmtool.tasks.base import Task
@@ -136,7 +136,7 @@ class Predict(Task):
     def check_source(self, source: Source, model: str, entry: ModelEntry) -> None:
         """Do nothing: `look_at` has asked the config."""
 
-    def by_input(self, found: Sequence[Source]) -> dict[str, Source]:
+    def by_input(self, found: Sequence[Source], model: str, entry: ModelEntry) -> dict[str, Source]:
         """Return sources by input and date, in the order in which they were given. Raises `InputError` for what is missing."""
         groups: dict[str, list[Source]] = defaultdict(list)
         for source in found:

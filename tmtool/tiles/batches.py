@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tmtool.grid import BoolArray, FloatArray, Strip, Tile, TileBatch, Window, reflect
 
@@ -136,11 +137,14 @@ def _end(strip: Strip) -> int:
 
 
 def collate(
-    tiles: Sequence[TileInput], batch_size: int, lonlat: Callable[[Tile], tuple[float, float]] | None = None
+    tiles: Sequence[TileInput],
+    batch_size: int,
+    lonlat: Callable[[Tile], tuple[float, float]] | None = None,
+    dates: NDArray[np.datetime64] | None = None,
 ) -> TileBatch:
     """Stack tiles to a batch of exactly `batch_size`, the last tile repeated: the same shape gives the same bits.
 
-    `lonlat` gives the centre of a tile, where the model wants it.
+    `lonlat` gives the centre of a tile, and `dates` `(T,)` are those of all, where the model wants them.
     """
     padded = [*tiles, *[tiles[-1]] * (batch_size - len(tiles))]
     return TileBatch(
@@ -148,4 +152,5 @@ def collate(
         rows=np.array([t.tile.row for t in padded], np.int64),
         cols=np.array([t.tile.col for t in padded], np.int64),
         lonlat=None if lonlat is None else np.array([lonlat(t.tile) for t in padded], np.float64),
+        dates=None if dates is None else np.broadcast_to(dates, (batch_size, len(dates))),
     )

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tmtool.grid import BoolArray, FloatArray, OutputSpec, Strip, Tile, TileBatch
 from tmtool.models import TileModel
 from tmtool.products.product import Product
@@ -55,9 +58,10 @@ class Engine:
     """Takes tiles through reading, the model and stitching.
 
     `models` are copies of one model, each of which takes batches on its own thread while results are stitched on this
-    one. `feeds` say how to read each input, `advance` is called with the number of tiles done, `lonlat` gives a tile's centre to models
-    that want it. Afterwards `empty_tiles` says what was spared, `model_seconds` what the models took, all together,
-    `read_seconds` and `wait_seconds` for how long stitching waited for input and for the models.
+    one. `feeds` say how to read each input, `advance` is called with the number of tiles done. `lonlat` gives a tile's
+    centre, and `dates` `(T,)` are when the inputs were taken, for models that want them. Afterwards `empty_tiles` says what was
+    spared, `model_seconds` what the models took, all together, `read_seconds` and `wait_seconds` for how long stitching
+    waited for input and for the models.
     """
 
     def __init__(
@@ -69,9 +73,10 @@ class Engine:
         batch: int = 1,
         advance: Callable[[int], None] = lambda _: None,
         lonlat: Callable[[Tile], tuple[float, float]] | None = None,
+        dates: NDArray[np.datetime64] | None = None,
     ) -> None:
         self.plan, self.specs, self.feeds, self.models, self.batch = plan, specs, feeds, models, batch
-        self.advance, self.lonlat = advance, lonlat
+        self.advance, self.lonlat, self.dates = advance, lonlat, dates
         self.empty_tiles, self.model_seconds, self.read_seconds, self.wait_seconds = 0, 0.0, 0.0, 0.0
 
     def strips(self, rows: range | None = None) -> Generator[tuple[OutputSpec, Strip], None, None]:
@@ -166,7 +171,7 @@ class Engine:
 
     def _call(self, model: TileModel, items: Sequence[TileInput]) -> _Called:
         """Put tiles through a model, on its lane."""
-        batch = collate(items, self.batch, self.lonlat)
+        batch = collate(items, self.batch, self.lonlat, self.dates)
         start = time.monotonic()
         outputs = model(batch)
         return [(item.tile, item.valid) for item in items], outputs, time.monotonic() - start

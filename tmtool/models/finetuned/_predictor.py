@@ -14,9 +14,9 @@ from tmtool.models.device import Compute
 from tmtool.models.entry import ModelSpec
 from tmtool.models.finetuned import _network as networks
 from tmtool.models.finetuned.checkpoint import TaskCheckpoint, check_same_task, load_task, read_task_checkpoint
-from tmtool.models.finetuned.config import TaskConfig, input_key
+from tmtool.models.finetuned.config import TaskConfig
 from tmtool.models.finetuned.inputs import TaskInput
-from tmtool.models.requests import Prediction
+from tmtool.models.requests import Prediction, input_key
 
 OUTPUT, SCORES = "pred", "prob"
 """The names of what a predictor gives, and of its scores as a product of their own."""

@@ -105,11 +105,6 @@ class TaskConfig:
         return found
 
 
-def input_key(name: str, date: int, dates: int) -> str:
-    """Return the key of an input's date (from 0) among a tile's pixels: its name, and the date where there are several."""
-    return name if dates == 1 else f"{name}@{date + 1}"
-
-
 def read_config(path: str | Path, means: str | None = None, stds: str | None = None) -> TaskConfig:
     """Read a task from TerraTorch's YAML. `means` and `stds` are files or `pretraining`, and go before the config's.
 

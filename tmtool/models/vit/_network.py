@@ -420,11 +420,13 @@ class VitEmbedder(Base):
 
     @torch.inference_mode()
     def __call__(self, batch: TileBatch) -> dict[str, NDArray[np.float32]]:
-        """Return each product's vectors `(B, D, S/p, S/p)` float32, or `(B, T*D, S/p, S/p)` if dates are not merged."""
-        (values,) = batch.pixels.values()
+        """Return each product's vectors `(B, D, S/p, S/p)` float32, or `(B, T*D, S/p, S/p)` if dates are concatenated."""
+        values = np.stack(list(batch.pixels.values()), axis=2)
         layers = {product.layer for product in self.wanted}
         found = self.vectors(values, layers, batch.dates, batch.lonlat)
-        return self.fetched({product.name: self._merge(found[product.layer]) for product in self.wanted})
+        return self.fetched(
+            {product.name: self._merge(found[product.layer], product.modality) for product in self.wanted}
+        )
 
     @torch.inference_mode()
     def vectors(
@@ -445,7 +447,9 @@ class VitEmbedder(Base):
         with self.autocast():
             return self.network((x - self._mean) / self._std, layers, dates, lonlat)  # type: ignore[no-any-return]
 
-    def _merge(self, x: Tensor) -> Tensor:
-        """Merge dates `(B, T, D, h, w)`; kept apart, they follow each other as terratorch gives them to decoders."""
+    def _merge(self, x: Tensor, one: str | None) -> Tensor:
+        """Merge dates `(B, T, D, h, w)`, or take `one`; concatenated, they follow each other as terratorch gives them to decoders."""
+        if one is not None:
+            return x[:, self.spec.inputs.index(one)]
         how = self.merge
         return x.mean(dim=1) if how == "mean" else x.amax(dim=1) if how == "max" else x.flatten(1, 2)

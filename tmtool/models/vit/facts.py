@@ -89,6 +89,7 @@ class VitEntry(ModelEntry):
             depth=facts.depth,
             dates=facts.dates,
             coords=facts.place,
+            time=facts.time,
             pixel_m=facts.pixel_m,
             tunable=False,
             tiling=facts.tiling,
@@ -121,7 +122,7 @@ class VitEntry(ModelEntry):
 
     def tflop_per_tile(self, spec: ModelSpec, size: int) -> float:
         """Estimate the arithmetic of one tile of `size` px, in 10**12 operations."""
-        return self.known.tflop_per_tile(size)
+        return self.known.tflop_per_tile(size, len(spec.inputs))
 
     def parameters_of(self, spec: ModelSpec) -> float:
         """Return how many parameters the encoder has, in millions."""
@@ -129,5 +130,5 @@ class VitEntry(ModelEntry):
 
     def tile_mb_of(self, spec: ModelSpec) -> float:
         """Return about how much memory a CPU needs for a 256 px tile: of a block, activations and attention of each head."""
-        tokens = (256 // self.patch) ** 2 + 1
+        tokens = len(spec.inputs) * (256 // self.patch) ** 2 + 1
         return tokens * (16 * self.dim + 3 * tokens * self.known.heads) * 4 / 1e6
