@@ -10,8 +10,9 @@ import torch
 
 from tests.conftest import ROOT
 from tmtool.grid import TileBatch
-from tmtool.models.finetuned.config import TASKS, TaskConfig, input_key
+from tmtool.models.finetuned.config import TASKS, TaskConfig
 from tmtool.models.finetuned.inputs import TaskInput
+from tmtool.models.requests import input_key
 
 Tensors = torch.Tensor | dict[str, torch.Tensor]
 

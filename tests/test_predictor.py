@@ -15,6 +15,7 @@ from tests.test_task_config import BURN_SCARS, CONFIGS, FLOOD
 from tmtool.errors import UsageError, WeightsError
 from tmtool.grid import TileBatch
 from tmtool.models.device import Compute
+from tmtool.models.finetuned import config as task_configs
 from tmtool.models.finetuned._network import factories
 from tmtool.models.finetuned._predictor import build_predictor
 from tmtool.models.finetuned._tim import PlacedSampler
@@ -392,3 +393,30 @@ def test_statistics_of_data_modules_are_terratorchs() -> None:
         assert dict(zip(ours.bands, ours.stds, strict=True)) == theirs.STDS
     assert [list(v) for v in PRITHVI["prithvi_eo_v2"]] == [prithvi_vit.PRITHVI_V2_MEAN, prithvi_vit.PRITHVI_V2_STD]
     assert [list(v) for v in PRITHVI["prithvi_eo_v1"]] == [prithvi_vit.PRITHVI_V1_MEAN, prithvi_vit.PRITHVI_V1_STD]
+
+
+ADAPTERS = (
+    "      decoder: UNetDecoder",
+    """      peft_config:
+        method: LORA
+        replace_qkv: qkv
+        peft_config_kwargs:
+          target_modules: [qkv.q_linear, qkv.v_linear, mlp.fc1]
+          lora_alpha: 16
+          r: 4
+      decoder: UNetDecoder""",
+)
+
+
+def test_adapters(make: Any) -> None:
+    pytest.importorskip("peft", reason="adapters need the package peft")
+    config, task, checkpoint = make(BURN_SCARS.replace(*ADAPTERS))
+    assert any("lora_A" in name for name in checkpoint.state)
+    _hold_equal(config, task, checkpoint)
+
+
+def test_adapters_need_their_package(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_configs, "find_spec", lambda name: None)
+    (tmp_path / "task.yaml").write_text(BURN_SCARS.replace(*ADAPTERS))
+    with pytest.raises(UsageError, match=r"needs the package peft. Run pip install 'tmtool\[peft\]'"):
+        read_config(tmp_path / "task.yaml")

@@ -9,7 +9,8 @@ from tests.conftest import ROOT
 from tmtool.errors import UsageError
 from tmtool.modality import MODALITIES, S2_BANDS
 from tmtool.models import MODELS
-from tmtool.models.finetuned.config import TaskConfig, Tiling, input_key, read_config
+from tmtool.models.finetuned.config import TaskConfig, Tiling, read_config
+from tmtool.models.requests import input_key
 
 CONFIGS = ROOT.parent / "shared" / "data" / "configs"
 

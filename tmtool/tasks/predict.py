@@ -245,12 +245,16 @@ def _as_trained(entry: TaskInput, bands: Sequence[str]) -> Modality:
 
 
 def _classes(config: TaskConfig) -> tuple[tuple[str, str], ...]:
-    """Return (name, colour) of each class: colours far apart in hue, the first one grey."""
+    """Return (name, colour) of each class: land cover's own where the name is one of its classes, else colours far apart in hue.
+
+    The first of those is grey.
+    """
     names = config.class_names or tuple(f"class {i}" for i in range(config.channels))
-    return tuple((name, _colour(i, len(names))) for i, name in enumerate(names))
+    known = {name.casefold(): colour for name, colour in MODALITIES["LULC"].classes}
+    return tuple((name, known.get(name.casefold()) or _colour(i)) for i, name in enumerate(names))
 
 
-def _colour(i: int, count: int) -> str:
+def _colour(i: int) -> str:
     if i == 0:
         return "#B0B0B0"
     hue = (i - 1) * 0.618033988749895 % 1  # the golden ratio's steps never come close to each other

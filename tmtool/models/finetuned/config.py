@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -171,6 +172,8 @@ def _network(path: str, model: Component) -> tuple[str, Values]:
         raise UsageError(f"{path}: backbone {backbone} is code of your own, which tmtool does not run.")
     for key, value in model_args.items():
         _check_plain(path, f"model_args.{key}", value, key in ("backbone", "model"))
+    if model_args.get("peft_config") and find_spec("peft") is None:
+        raise UsageError(f"{path}: model_args.peft_config needs the package peft. Run pip install 'tmtool[peft]'.")
     return factory, model_args
 
 
@@ -187,6 +190,7 @@ def _check_plain(path: str, key: str, value: Any, name: bool) -> None:
     elif (
         isinstance(value, str)
         and not name
+        and not key.startswith("model_args.peft_config.")  # names of layers
         and _DOTTED.fullmatch(value)
         and not value.startswith(("torch.nn.", "HLSBands."))
     ):
