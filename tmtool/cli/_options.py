@@ -557,7 +557,7 @@ def size(text: str | None) -> int | None:
     return parse_size(text, "--max-memory") if text else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ListingOptions:
     """Where inputs are listed, and which of them are taken."""
 
@@ -570,7 +570,7 @@ class ListingOptions:
     s2_offset: S2Offset = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class OutputOptions:
     """Where products go, and what happens to existing ones."""
 
@@ -580,7 +580,7 @@ class OutputOptions:
     resume: Resume = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ModelOptions:
     """Which model runs, where and how."""
 
@@ -595,21 +595,21 @@ class ModelOptions:
     cluster: Cluster = Policy.cluster
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class TokenModelOptions(ModelOptions):
     """The same, where tokens are encoded."""
 
     precision: TokenPrecision = RunSettings.precision
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class EncoderModelOptions(ModelOptions):
     """The same, where any model that embeds can run."""
 
     model: EncoderModel = RunSettings.model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class DrawingOptions:
     """How tokens are drawn."""
 
@@ -619,7 +619,7 @@ class DrawingOptions:
     temperature: Temperature = Sampling.temperature
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class DecodingOptions:
     """How tokens are decoded."""
 
@@ -627,7 +627,7 @@ class DecodingOptions:
     clip_sigma: ClipSigma = Sampling.clip_sigma
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class TileOptions:
     """The tiles of pixel products."""
 
@@ -636,7 +636,7 @@ class TileOptions:
     delta: Delta = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class PatchTileOptions:
     """The tiles of products on the patch grid."""
 
@@ -645,7 +645,7 @@ class PatchTileOptions:
     delta: PatchDelta = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class RunOptions:
     """How a run behaves and what it says."""
 
@@ -656,7 +656,7 @@ class RunOptions:
     retries: Retries = Policy.retries
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class LogOptions:
     """What is logged, and where."""
 
@@ -666,7 +666,7 @@ class LogOptions:
     log_format: LogFormat = "text"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ComputeOptions:
     """Where and how a network runs; which it is, its command knows."""
 

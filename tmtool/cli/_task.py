@@ -58,7 +58,7 @@ ModelHub = Annotated[
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class TaskFileOptions:
     """Where a fine-tuned task comes from."""
 

@@ -8,7 +8,7 @@ from tmtool.cli._session import command
 from tmtool.settings import Vectors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class VectorOptions:
     """What is taken of the encoder, and how it is written."""
 

@@ -42,7 +42,7 @@ def _pixels(flag: str, meaning: str) -> Any:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class TaskTiles:
     """The tiles of a task."""
 
