@@ -349,7 +349,11 @@ def test_a_batch_gives_a_product_a_layer_with_dates_merged(monkeypatch: pytest.M
     facts = narrowed(monkeypatch, "prithvi-eo-v2-300-tl")
     values, rows = pixels(facts, 64, 2), np.zeros(2, np.int64)
     batch = TileBatch(
-        {"S2L2A": values}, rows, rows, LONLAT, np.array([["2020-01-01", "2020-06-01"]] * 2, "datetime64[D]")
+        {f"S2L2A {date}": values[:, :, date] for date in range(2)},
+        rows,
+        rows,
+        LONLAT,
+        np.array([["2020-01-01", "2020-06-01"]] * 2, "datetime64[D]"),
     )
     merged = {}
     for how in ("mean", "max", "concat"):
