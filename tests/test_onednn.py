@@ -251,7 +251,7 @@ def test_without_one_of_torchs_own_functions_its_layers_compute_the_same(
         found = plain(x)
     assert [type(part) for part in plain] == [nn.Conv2d, nn.ReLU, nn.Flatten, nn.Linear]
     if precision == "bf16":
-        assert_same(found, expected)
+        assert_same(found, expected, bits=False)  # for so few channels some CPUs have several kernels
     else:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert expected.std() > 0

@@ -22,7 +22,7 @@ from tmtool.models.finetuned.config import read_config
 
 SHAPE = (144, 208)  # where TerraTorch's tiles of 96/64/8 px and tmtool's coincide
 TILES = {"crop": 96, "stride": 64, "delta": 8, "batch_size": 4}
-TILING = ("--crop", 96, "--stride", 64, "--delta", 8)
+TILING = ("--crop", 96, "--stride", 64, "--delta", 8, "--precision", "fp32")
 BANDS = ["BLUE", "GREEN", "RED", "NIR_NARROW", "SWIR_1", "SWIR_2"]
 
 
