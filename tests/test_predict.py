@@ -193,7 +193,7 @@ def test_from_python_as_from_the_command_line(tmtool: Any, burned: Any, tmp_path
     (pixels,) = (values[:, 0] for values in finetuned.scene_of(config, *SHAPE).values())
     path = raster(tmp_path / "scene.tif", pixels, BANDS)
     facts = predicted(tmtool, tmp_path / "out", checkpoint, path, "--probabilities", "--dtype", "uint8")
-    tiles = {"crop": 96, "stride": 64, "delta": 8}
+    tiles: Any = {"crop": 96, "stride": 64, "delta": 8, "precision": "fp32"}
     found = predict(path, checkpoint, checkpoint.with_name("task.yaml"), probabilities=True, dtype="uint8", **tiles)
     for name in ("pred", "prob"):
         with rasterio.open(facts["products"][name]) as src:
@@ -216,7 +216,7 @@ def test_dates_from_python(tmtool: Any, tmp_path: Path) -> None:
     inputs = [word for name, paths in rasters.items() for path in paths for word in ("--in", f"{name}={path}")]
     given = ("--means", "pretraining", "--stds", "pretraining")
     facts = predicted(tmtool, tmp_path / "out", checkpoint, *inputs, *given)
-    tiles = {"crop": 96, "stride": 64, "delta": 8}
+    tiles: Any = {"crop": 96, "stride": 64, "delta": 8, "precision": "fp32"}
     task_file = checkpoint.with_name("task.yaml")
     found = predict(rasters, checkpoint, task_file, means="pretraining", stds="pretraining", **tiles)
     np.testing.assert_array_equal(found["pred"].values, read(facts["products"]["pred"])[0])
