@@ -12,6 +12,7 @@ from rasterio.control import GroundControlPoint
 from tmtool.errors import InputError, ReadError
 from tmtool.grid import Window
 from tmtool.modality import MODALITIES, S2_BANDS, S2_NAMES
+from tmtool.settings import Reading
 from tmtool.source import Reader, inspect, pixel_size_m
 
 
@@ -83,7 +84,7 @@ def test_more_bands_than_needed_are_fine_if_named(make_raster: Any) -> None:
         (dn(12) / np.float32(10_000), {}, "look like reflectance; TerraMind takes DN"),
         (10 ** (db() / 10), {"modality": MODALITIES["S1GRD"]}, "look like linear power; TerraMind takes dB"),
         (db().astype(np.complex64), {"modality": MODALITIES["S1GRD"]}, "values are complex"),
-        (dn(1), {"modality": MODALITIES["LULC"]}, "LULC takes classes 0-9 .*Remap"),
+        (dn(1), {"modality": MODALITIES["LULC"]}, "LULC takes classes 0-9 .*--lulc-codes esri"),
         (dn(1), {"modality": MODALITIES["NDVI"]}, "NDVI lies in -1..1"),
         (dn(3), {"modality": MODALITIES["RGB"]}, "RGB takes 0-255"),
     ],
@@ -120,7 +121,7 @@ def test_ground_control_points_only_are_refused_with_the_cure(tmp_path: Path) ->
     with rasterio.open(path, "w", driver="GTiff", count=2, height=40, width=50, dtype="float32") as dst:
         dst.write(db())
         dst.gcps = (gcps, "EPSG:32719")
-    with pytest.raises(InputError, match="ground control points only.*gdalwarp"):
+    with pytest.raises(InputError, match="ground control points only.*--grid utm@10m"):
         inspect(str(path), MODALITIES["S1GRD"])
 
 
@@ -156,7 +157,7 @@ def test_internal_masks_are_honoured(make_raster: Any) -> None:
 def test_offset_comes_from_the_option_then_the_file_then_nowhere(make_raster: Any) -> None:
     values = dn()
     path = make_raster(values)
-    assert (inspect(str(path)).offset, inspect(str(path), s2_offset=1000).offset) == (0, 1000)
+    assert (inspect(str(path)).offset, inspect(str(path), None, Reading(s2_offset=1000)).offset) == (0, 1000)
     with rasterio.open(path, "r+") as dst:
         dst.update_tags(BOA_ADD_OFFSET="-1000")
     source = inspect(str(path))
@@ -164,7 +165,7 @@ def test_offset_comes_from_the_option_then_the_file_then_nowhere(make_raster: An
     assert "metadata" in source.offset_why
     pixels, _ = read(path)
     np.testing.assert_array_equal(pixels, values.astype(np.float32) - 1000)
-    assert inspect(str(path), s2_offset=0).offset == 0
+    assert inspect(str(path), None, Reading(s2_offset=0)).offset == 0
     scaled = make_raster(values, "scaled.tif")
     with rasterio.open(scaled, "r+") as dst:
         dst.scales, dst.offsets = [0.0001] * 12, [-0.1] * 12
@@ -175,7 +176,7 @@ def test_nodata_is_tested_before_the_offset(make_raster: Any) -> None:
     values = dn()
     values[:, 0, 0] = 0
     values[:, 1, 1] = 1000
-    _, valid = read(make_raster(values, nodata=0), s2_offset=1000)
+    _, valid = read(make_raster(values, nodata=0), how=Reading(s2_offset=1000))
     assert not valid[0, 0]
     assert valid[1, 1]
 

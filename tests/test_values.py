@@ -15,6 +15,7 @@ from tests.conftest import ROOT, TRANSFORM
 from tests.specs import moments_of
 from tmtool.modality import MODALITIES
 from tmtool.models import find
+from tmtool.settings import Reading
 from tmtool.source import Reader, inspect
 
 SHAPE = (60, 50)
@@ -54,7 +55,7 @@ REFUSED = [
     ),
     ("DEM", holed(like("DEM"), -32768).astype(np.int16), "values of -32768 .*metres.*-a_nodata -32768"),
     ("DEM", holed(like("DEM"), -9999), "DEM values of -9999"),
-    ("DEM", like("DEM", shift=13_000), "are impossible; expected metres.*Feet, .*0.3048"),
+    ("DEM", like("DEM", shift=13_000), "are impossible; expected metres.*If they are feet, say --unit DEM=feet"),
     ("DEM", like("DEM", shift=1e10), "are impossible; expected metres.*unit and scale"),
     ("NDVI", like("DEM"), "NDVI lies in -1..1.*DEM.*--in DEM"),
 ]
@@ -128,7 +129,7 @@ def test_what_is_empty_does_not_count(make_raster: Any) -> None:
 
 def test_offsets_are_removed_before(make_raster: Any) -> None:
     path = str(make_raster(like("S2L2A", shift=1000)))
-    plain, shifted = (inspect(path, s2_offset=offset).values[0].median for offset in (0, 1000))
+    plain, shifted = (inspect(path, None, Reading(s2_offset=offset)).values[0].median for offset in (0, 1000))
     assert plain - shifted == pytest.approx(1000, abs=0.01)
 
 

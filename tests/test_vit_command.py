@@ -224,7 +224,7 @@ def test_pixels_are_held_against_those_of_the_pretraining(
     for name, warned in (("prithvi-eo-v2-300", True), (CLAY, False)):
         done = tmtool("embed", raster, "--model", name, "--weights", "random", "-o", tmp_path / name)
         assert (
-            "pixels are 10 m, the model was trained at 30 m: resample first (gdalwarp -tr 30 30)" in done.stderr
+            "pixels are 10 m, the model was trained at 30 m: --grid utm@30m brings them to that" in done.stderr
         ) is warned
 
 

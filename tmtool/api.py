@@ -44,7 +44,22 @@ from tmtool.names import in_one_word
 from tmtool.scene.datasets import computed, dataset, lazy, making_of
 from tmtool.scene.job import Job, Prepared, Scene, look_at, prepared_of
 from tmtool.scene.status import notice_of
-from tmtool.settings import Dtype, Merge, Normalize, Pool, RunSettings, Sampling, Tiling, Vectors
+from tmtool.settings import (
+    Anchor,
+    Codes,
+    Dtype,
+    Extent,
+    Merge,
+    Normalize,
+    Pool,
+    Reading,
+    Resampling,
+    RunSettings,
+    Sampling,
+    Tiling,
+    Vectors,
+)
+from tmtool.source import units_of
 from tmtool.tasks import Embed, Generate, Reconstruct, Task, Tokenize
 from tmtool.tasks.predict import ProbabilityType, TaskFiles, task_of
 
@@ -58,10 +73,25 @@ Raster = str | os.PathLike[str] | xr.DataArray
 """A path or an array."""
 
 
-class _Model(TypedDict, total=False):
-    """Keywords of all functions."""
+class ReadingOptions(TypedDict, total=False):
+    """Keywords about how rasters are read, and which part of them."""
 
     s2_offset: float | None
+    unit: Mapping[str, str] | None
+    lulc_codes: Codes
+    grid: str
+    resampling: Resampling
+    min_overlap: float
+    mask: str | Sequence[str] | None
+    bbox: str | Sequence[float]
+    window: str | Sequence[int]
+    aoi: str | os.PathLike[str]
+    anchor: Anchor
+
+
+class _Model(ReadingOptions, total=False):
+    """Keywords of all functions."""
+
     model: str
     weights: str | os.PathLike[str] | None
     offline: bool
@@ -91,13 +121,12 @@ class _Decoding(TypedDict, total=False):
     clip_sigma: float | None
 
 
-class PredictOptions(TypedDict, total=False):
+class PredictOptions(ReadingOptions, total=False):
     """Keywords of `predict`."""
 
     model_hub: str | None
     means: str | os.PathLike[str] | None
     stds: str | os.PathLike[str] | None
-    s2_offset: float | None
     device: str
     precision: str
     compile: str
@@ -141,8 +170,8 @@ class EmbedOptions(_Model, _Drawing, total=False):
 
 
 _DEFAULTS: dict[str, Any] = {
-    **{f.name: f.default for group in (RunSettings, Sampling, Vectors) for f in fields(group)},
-    **{"s2_offset": None, "crop": None, "stride": None, "delta": None, "blocks": None},
+    **{f.name: f.default for group in (RunSettings, Sampling, Vectors, Reading, Extent) for f in fields(group)},
+    **{"unit": None, "mask": None, "crop": None, "stride": None, "delta": None, "blocks": None},
     **{"model_hub": None, "means": None, "stds": None},
     **{"layer": -1, "merge": "mean", "bands": None, "tim": (), "coords": False, "date": None, "checkpoint": None},
 }
@@ -321,10 +350,28 @@ def _folder(weights: str | os.PathLike[str] | None) -> str | None:
     return weights if weights in (None, RANDOM) else os.path.abspath(weights)
 
 
+def _reading(options: Mapping[str, Any]) -> Reading:
+    said = {f.name: options[f.name] for f in fields(Reading) if options.get(f.name) is not None}
+    masks, units = said.pop("mask", ()), said.pop("unit", {})
+    masks = masks.split(",") if isinstance(masks, str) else masks
+    return Reading(**said, mask=tuple(masks), unit=units_of([f"{m}={unit}" for m, unit in units.items()]))
+
+
+def _extent(options: Mapping[str, Any]) -> Extent:
+    said: dict[str, Any] = {f.name: _words(options[f.name]) for f in fields(Extent) if options.get(f.name) is not None}
+    return Extent(**said)
+
+
+def _words(value: Any) -> str:
+    """Return a value as the command line has it: a path, or numbers with commas."""
+    return os.fspath(value) if isinstance(value, (str, os.PathLike)) else ",".join(map(str, value))
+
+
 def _job(task: Task, options: Mapping[str, Any]) -> Job:
     """Return the job that the options of a function ask for."""
-    names = {f.name for f in fields(RunSettings)} | {"s2_offset"}
+    names = {f.name for f in fields(RunSettings)}
     given = {name: value for name, value in options.items() if name in names}
+    given |= {"reading": _reading(options), "extent": _extent(options)}
     given["weights"] = _folder(options.get("weights"))
     entry = models.find(options.get("model", RunSettings.model))
     tiles = {name: options.get(name) for name in ("crop", "stride", "delta")}

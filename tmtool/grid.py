@@ -34,6 +34,13 @@ class Grid:
         height, width = size
         return Grid(self.crs, Affine(a * width, b * height, c, d * width, e * height, f), shape)
 
+    def part(self, window: "Window") -> "Grid":
+        """Return the grid of a window of this one."""
+        shape = (window.height, window.width)
+        if not (window.row or window.col):
+            return Grid(self.crs, self.transform, shape)
+        return Grid(self.crs, self.transform * Affine.translation(window.col, window.row), shape)
+
     def finer(self, scale: int, shape: tuple[int, int]) -> "Grid":
         """Return the grid of `shape` that has this one as its `coarser(scale)`."""
         a, b, c, d, e, f = self.transform[:6]
@@ -123,6 +130,13 @@ class Strip:
     values: NDArray[Any]
     valid: BoolArray
     col: int = 0
+
+
+def at(transform: Affine, xs: Any, ys: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return where an affine takes points, each `(n,)` float64."""
+    a, b, c, d, e, f = transform[:6]
+    x, y = np.asarray(xs, np.float64), np.asarray(ys, np.float64)
+    return a * x + b * y + c, d * x + e * y + f
 
 
 def reflect(start: int, stop: int, size: int) -> NDArray[np.int64]:

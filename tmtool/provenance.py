@@ -12,7 +12,19 @@ PROVENANCE_TAG = "TMTOOL_PROVENANCE"
 
 _TOOL = "tmtool"
 _BESIDE_THE_PIXELS = (
-    *("libraries", "inputs", "device", "batch_size", "threads", "validity", "modality", "layer", "warning"),
+    *(
+        "libraries",
+        "inputs",
+        "device",
+        "batch_size",
+        "threads",
+        "validity",
+        "modality",
+        "layer",
+        "warning",
+        "acquired",
+        "baselines",
+    ),
 )
 """Fields that do not make it another product: where they differ, results differ by rounding at most."""
 
@@ -22,6 +34,7 @@ class Provenance:
     """What made a product: the task, the model and its weights, the inputs, and every parameter that decides pixels.
 
     `weights` are digests by file, or "random". `inputs` are names by modality, `input_states` reveal a changed file.
+    `read` says how inputs were read where it is not as they are: warped, converted, in part.
     `details` is particular to this task or product, under keys of its own. A field that is None is not written.
     """
 
@@ -34,6 +47,7 @@ class Provenance:
     input_states: Mapping[str, str] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     offsets: Mapping[str, float] = field(default_factory=dict)
+    read: Mapping[str, Any] | None = None
     seed: int = 0
     sampling: Mapping[str, Any] = field(default_factory=dict)
     tiling: Mapping[str, int] = field(default_factory=dict)

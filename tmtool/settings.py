@@ -1,6 +1,7 @@
 """What a user can set, with defaults and limits: one declaration each. Imports nothing heavy, so that help is quick."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,9 @@ Pool = Literal["patch", "tile", "scene"]
 FileFormat = Literal["cog", "zarr", "geoparquet"]
 Stale = Literal["error", "redo", "keep"]
 Compile = Literal["auto", "on", "off"]
+Resampling = Literal["auto", "nearest", "bilinear", "cubic", "average"]
+Codes = Literal["terramind", "esri", "worldcover", "dynamicworld"]
+Anchor = Literal["raster", "grid"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,33 @@ class RunSettings:
     batch_size: int | None = None
     max_memory: int | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How inputs are read; the names are the command line's.
+
+    `unit` maps modalities to the unit that their rasters are in. `mask` names what is left out: classes of the product's own
+    mask, or rasters and vector files. `min_overlap` is a share of the grid.
+    """
+
+    s2_offset: float | None = None
+    unit: Mapping[str, str] = field(default_factory=dict)
+    lulc_codes: Codes = "terramind"
+    grid: str = ""
+    resampling: Resampling = "auto"
+    min_overlap: float = 0.05
+    mask: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Which part of a scene is made, and what tiles are pinned to; the names are the command line's."""
+
+    bbox: str = ""
+    window: str = ""
+    aoi: str = ""
+    anchor: Anchor = "raster"
 
 
 @dataclass(frozen=True)

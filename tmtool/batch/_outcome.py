@@ -52,7 +52,7 @@ class Outcome:
         if self.prepared is not None:
             said["inputs"] = {m: s.path for m, s in self.prepared.sources.items()}
             said["products"] = planned(self.prepared)
-            said["tiles"] = len(self.prepared.plan)
+            said["tiles"] = self.prepared.tile_count
         if self.status == "planned" and self.prepared is not None:
             said["disk_bytes"] = self.prepared.disk_bytes
             said["estimated_seconds"] = self.estimate

@@ -152,7 +152,7 @@ class _Batch:
         (here, seconds), *_, (fast, shortest) = estimate.items()
         _log.info(
             "%s: %d tiles, at most %s of disk while it runs, roughly %s (%s) or %s (%s)",
-            prepared.scene.stem, len(prepared.plan), size_text(prepared.disk_bytes),
+            prepared.scene.stem, prepared.tile_count, size_text(prepared.disk_bytes),
             duration(seconds), here, duration(shortest), fast,
         )  # fmt: skip
         self._tell(Outcome(prepared.scene, "planned", prepared, estimate=estimate))

@@ -8,13 +8,14 @@ import typer
 
 from tmtool import errors, settings
 from tmtool.modality import INPUTS, OUTPUTS
-from tmtool.settings import Policy, RunSettings, Sampling, Tiling
+from tmtool.settings import Extent, Policy, Reading, RunSettings, Sampling, Tiling
 
 if TYPE_CHECKING:
     from tmtool.scene.job import Job
     from tmtool.tasks import Task
 
 IO, TILES, _SAMPLING, _MODEL, _RUN = "Input and output", "Tiles", "Sampling", "Model and device", "Run"
+READ, _PART = "How inputs are read", "Part of a scene"
 _EMBEDDING = "Embedding"
 
 Inputs = Annotated[
@@ -134,9 +135,109 @@ S2Offset = Annotated[
     typer.Option(
         "--s2-offset",
         metavar="N",
-        rich_help_panel=IO,
+        rich_help_panel=READ,
         show_default="the file's metadata, else 0",
         help="Offset contained in Sentinel-2's DN (1000 since baseline 04.00); it is subtracted on reading.",
+    ),
+]
+GridOption = Annotated[
+    str,
+    typer.Option(
+        "--grid",
+        metavar="GRID",
+        rich_help_panel=READ,
+        show_default="that of the first raster",
+        help="The grid of the products, to which rasters on others are warped as they are read: a modality among the inputs, a "
+        "raster, or a CRS and a pixel size: EPSG:32633@10m, or utm@10m for the zone that the first raster lies in.",
+    ),
+]
+Resampling = Annotated[
+    settings.Resampling,
+    typer.Option(
+        "--resampling",
+        rich_help_panel=READ,
+        help="How rasters are warped. auto: classes nearest; others bilinear, or average where pixels get at least twice as "
+        "large; a Sentinel-2 product's coarser bands nearest, so that values stay measured ones.",
+    ),
+]
+MinOverlap = Annotated[
+    float,
+    typer.Option(
+        "--min-overlap",
+        metavar="SHARE",
+        min=0,
+        max=1,
+        rich_help_panel=READ,
+        help="Share of the grid that a warped raster has to cover.",
+    ),
+]
+UnitOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--unit",
+        metavar="MOD=UNIT",
+        rich_help_panel=READ,
+        show_default="the modality's own, or what metadata says",
+        help="What a modality's rasters are in, if not in its own unit: S1GRD=linear or S1RTC=linear (power), "
+        "S2L2A=reflectance, DEM=feet. Once for each modality.",
+    ),
+]
+LulcCodes = Annotated[
+    settings.Codes,
+    typer.Option(
+        "--lulc-codes", rich_help_panel=READ, help="Legend of LULC inputs; its codes become TerraMind's classes."
+    ),
+]
+MaskOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mask",
+        metavar="WHAT",
+        rich_help_panel=READ,
+        show_default="nothing",
+        help="Leave out pixels as if they had no data: clouds,shadow,cirrus,snow of a Sentinel-2 product's own mask, a raster "
+        "where it is not 0, or a vector file's polygons. May be repeated.",
+    ),
+]
+Bbox = Annotated[
+    str,
+    typer.Option(
+        "--bbox",
+        metavar="W,S,E,N",
+        rich_help_panel=_PART,
+        show_default="the whole scene",
+        help="Make this part only: in degrees, or in a CRS as 300000,6200000,310000,6210000@EPSG:32719. Products equal the same "
+        "part of a whole run.",
+    ),
+]
+WindowOption = Annotated[
+    str,
+    typer.Option(
+        "--window",
+        metavar="COL,ROW,W,H",
+        rich_help_panel=_PART,
+        show_default="the whole scene",
+        help="Make this part only, in pixels of the grid, as gdal_translate -srcwin takes them.",
+    ),
+]
+Aoi = Annotated[
+    str,
+    typer.Option(
+        "--aoi",
+        metavar="F",
+        rich_help_panel=_PART,
+        show_default="the whole scene",
+        help="Make what lies in the polygons of this vector file (GeoPackage, GeoJSON, ...); elsewhere products have no data, and "
+        "tiles are not run.",
+    ),
+]
+Anchor = Annotated[
+    settings.Anchor,
+    typer.Option(
+        "--anchor",
+        rich_help_panel=_PART,
+        help="What tiles are counted from: the raster's corner; or the projected grid, so that overlapping scenes of one grid "
+        "(crops, neighbouring Sentinel-2 tiles of a zone) agree bit for bit where both have full context.",
     ),
 ]
 Model = Annotated[
@@ -558,8 +659,44 @@ def size(text: str | None) -> int | None:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ListingOptions:
-    """Where inputs are listed, and which of them are taken."""
+class ReadingOptions:
+    """How inputs are read, and which part of them."""
+
+    s2_offset: S2Offset = None
+    unit: UnitOption = None
+    lulc_codes: LulcCodes = Reading.lulc_codes
+    grid: GridOption = Reading.grid
+    resampling: Resampling = Reading.resampling
+    min_overlap: MinOverlap = Reading.min_overlap
+    mask: MaskOption = None
+    bbox: Bbox = Extent.bbox
+    window: WindowOption = Extent.window
+    aoi: Aoi = Extent.aoi
+    anchor: Anchor = Extent.anchor
+
+    def reading(self) -> Reading:
+        """Return how inputs are read. Raises `UsageError`."""
+        from tmtool.source import units_of
+
+        masks = tuple(name for text in self.mask or () for name in split(text))
+        return Reading(
+            self.s2_offset,
+            units_of(self.unit or ()),
+            self.lulc_codes,
+            self.grid,
+            self.resampling,
+            self.min_overlap,
+            masks,
+        )
+
+    def extent(self) -> Extent:
+        """Return which part of a scene is made."""
+        return Extent(self.bbox, self.window, self.aoi, self.anchor)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ListingOptions(ReadingOptions):
+    """Where inputs are listed, which of them are taken, and how they are read."""
 
     inputs: Inputs = None
     recursive: Recursive = False
@@ -567,7 +704,6 @@ class ListingOptions:
     files_from: FilesFrom = None
     null: Null = False
     shard: Shard = None
-    s2_offset: S2Offset = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -684,7 +820,7 @@ class ComputeOptions:
 
 def job_of(
     task: "Task",
-    listing: ListingOptions,
+    reading: ReadingOptions,
     output: OutputOptions,
     model: ModelOptions | ComputeOptions,
     tiles: TileOptions | PatchTileOptions,
@@ -700,7 +836,8 @@ def job_of(
         model=model.model,
         weights=model.weights,
         offline=model.offline,
-        s2_offset=listing.s2_offset,
+        reading=reading.reading(),
+        extent=reading.extent(),
         tiling=Tiling.fitting(entry.patch, on_patch_grid=task.on_patch_grid, own=entry.tiling, **asked),
         seed=seed,
         batch_size=batch_size(model.batch_size),

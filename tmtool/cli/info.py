@@ -13,10 +13,10 @@ from tmtool.settings import RunSettings, Sampling
 def info(
     task: TaskFileOptions,
     tiles: o.TileOptions,
+    reading: o.ReadingOptions,
     inputs: o.Inputs = None,
     out: o.Out = "S1GRD,LULC",
     in_: o.Ins = None,
-    s2_offset: o.S2Offset = None,
     model: o.Model = RunSettings.model,
     timesteps: o.Timesteps = Sampling.timesteps,
     json_: o.Json = False,
@@ -36,15 +36,15 @@ def info(
         from tmtool.tasks.generate import output_named
         from tmtool.tasks.predict import task_of
 
-        listing, compute = o.ListingOptions(s2_offset=s2_offset), o.ComputeOptions()
+        compute = o.ComputeOptions()
         if task.given:
             asked, tiling = task_of(task.files(), to_run=False)
             tiles = o.tiles_of(tiling, tiles)
             describe_task(asked.config, tiling, as_json=json_)
             if not inputs and not in_:
                 return
-            job = o.job_of(asked, listing, o.OutputOptions(), compute, tiles)
+            job = o.job_of(asked, reading, o.OutputOptions(), compute, tiles)
         else:
             generate = Generate(tuple(output_named(name) for name in o.split(out)), Sampling(timesteps=timesteps))
-            job = o.job_of(generate, listing, o.OutputOptions(), o.ModelOptions(model=model), tiles)
+            job = o.job_of(generate, reading, o.OutputOptions(), o.ModelOptions(model=model), tiles)
         describe_scenes(job, list_scenes(Listing(inputs), Path(), in_ or []), as_json=json_)

@@ -31,12 +31,12 @@ class Measure(Protocol):
 
 @dataclass(frozen=True)
 class Measuring:
-    """How a product is measured: `begin` on a source gives the measure, or None where there is nothing to measure by.
+    """How a product is measured: `begin` on a source and its columns gives the measure, None where there is nothing to measure by.
 
     What it opens, it enters into the stack. `text` says the result in lines for a log.
     """
 
-    begin: Callable[[Source, ExitStack], Measure | None]
+    begin: Callable[[Source, range, ExitStack], Measure | None]
     text: Callable[[Mapping[str, Any], Modality], str]
 
 

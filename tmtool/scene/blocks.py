@@ -20,7 +20,7 @@ from tmtool.models import ModelEntry, ModelSpec
 from tmtool.models.device import Compute, resolve
 from tmtool.models.memory import BackOff, loading
 from tmtool.models.weights import WeightFile, digest, local_file, locate, to_fetch
-from tmtool.scene.job import Job, Prepared, fill_of
+from tmtool.scene.job import AREA, Job, Prepared, area_feed, fill_of
 from tmtool.source import Reader, Source, centres, set_block_cache
 from tmtool.tasks import Task
 from tmtool.tiles.batches import Feed
@@ -135,7 +135,7 @@ class LocalBlocks:
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.watch = Watch()
-        self.row_blocks: Sequence[range] = [range(prepared.grid.shape[0])]
+        self.row_blocks: Sequence[range] = [prepared.plan.rows]
         self._of = models
         self._engines: list[Engine] = []
         self._models: list[list[Lazy]] = []
@@ -152,10 +152,14 @@ class LocalBlocks:
                 encoder = self._engine(
                     replace(encoding_spec, compute=compute), plan, [self._codes], {m: feeds[m]}, batch
                 )
-                fill = (float(MODALITIES[m].middle_token),)
-                feeds[m] = stack.enter_context(patch_feed(encoder, fill, lambda: self._encoded))
+                fill, cells = (float(MODALITIES[m].middle_token),), self._codes.scale
+                seen = plan.seen_cols(plan.cols, [p.spec for p in prepared.products], cells)
+                seen = range(seen.start * cells, min(seen.stop * cells, plan.shape[1]))
+                feeds[m] = stack.enter_context(patch_feed(encoder, fill, lambda: self._encoded, seen))
             if told := task.validity(source):
                 feeds["validity"] = self._validity(told, stack)
+        if prepared.area:
+            feeds[AREA] = area_feed(prepared.area)
         centre = centres(prepared.grid) if task.wants_places else None
         taken = task.taken(prepared.sources, self._of.job.entry)
         dates = np.array([np.datetime64(date) for date in taken]) if taken else None

@@ -39,7 +39,7 @@ class Making:
 
     def task(self, rows: range) -> BlockTask:
         """Return the block of these source rows."""
-        cols = range(self.prepared.grid.shape[1])
+        cols = self.prepared.plan.cols
         return BlockTask(self.job, part(self.job, self.prepared, rows), rows, cols, self.batch, self.threads)
 
 
@@ -57,7 +57,7 @@ def making_of(job: Job, prepared: Prepared) -> Making:
 def computed(making: Making) -> dict[str, NDArray[Any]]:
     """Compute the products `(bands, H, W)`, by their outputs' names. Raises `ProductError` for one that cannot be right."""
     prepared = making.prepared
-    rows = range(prepared.grid.shape[0])
+    rows = prepared.plan.rows
     whole = compute_block(making.task(rows))
     _judge(prepared, whole)
     made = _arrays(prepared, rows, whole)
@@ -90,10 +90,8 @@ def lazy(making: Making, least: int) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for product in prepared.products:
         spec, layout = product.spec, product.layout
-        width, heights = (
-            plan.product_grid(prepared.grid, spec).shape[1],
-            [len(plan.product_rows(r, spec)) for r in rows],
-        )
+        width = plan.product_grid(prepared.grid, spec).shape[1]
+        heights = [len(plan.product_rows(r, spec)) for r in rows]
         each = [task[spec.name] for task in tasks]
         if _is_mean(product):
             each, heights = [delayed(_mean)(product, each)], [1]
@@ -121,14 +119,14 @@ def _arrays(prepared: Prepared, rows: range, computed: ComputedBlock) -> dict[st
     for product in prepared.products:
         spec = product.spec
         strips = [strip for block in computed.blocks for s, strip in block.strips if s.name == spec.name]
-        shape = prepared.plan.product_rows(rows, spec), prepared.plan.product_shape(spec)[1]
-        made[spec.name] = strips if _is_mean(product) else _filled(product, strips, *shape)
+        at = prepared.plan.product_rows(rows, spec), prepared.plan.product_cols(prepared.plan.cols, spec)
+        made[spec.name] = strips if _is_mean(product) else _filled(product, strips, *at)
     return made
 
 
-def _filled(product: Product, strips: Iterable[Strip], rows: range, width: int) -> NDArray[Any]:
+def _filled(product: Product, strips: Iterable[Strip], rows: range, cols: range) -> NDArray[Any]:
     layout = product.layout
-    values = np.full((len(layout.bands), len(rows), width), layout.nodata, layout.dtype)
+    values = np.full((len(layout.bands), len(rows), len(cols)), layout.nodata, layout.dtype)
     for strip in strips:
         top = strip.row - rows.start
         np.copyto(values[:, top : top + len(strip.valid)], strip.values, where=strip.valid, casting="same_kind")
@@ -142,7 +140,7 @@ def _mean(product: Product, blocks: Iterable[Sequence[Strip]]) -> NDArray[Any]:
         for strip in strips:
             mean.add(strip)
     whole = mean.strip()
-    return _filled(product, [replace(whole, values=product.finish(whole))], range(1), 1)
+    return _filled(product, [replace(whole, values=product.finish(whole))], range(1), range(1))
 
 
 def dataset(making: Making, values: Mapping[str, Any]) -> xr.Dataset:

@@ -13,14 +13,14 @@ import numpy as np
 from tmtool import models
 from tmtool.errors import OutputError, UsageError
 from tmtool.files.writer import disk_bytes
-from tmtool.grid import Grid, Tile
+from tmtool.grid import BoolArray, FloatArray, Grid, Window
 from tmtool.modality import Modality
 from tmtool.models import ModelEntry, ModelSpec
 from tmtool.models.device import Compute
 from tmtool.models.requests import input_name
 from tmtool.products.product import Product
-from tmtool.settings import RunSettings, Tiling
-from tmtool.source import Reader, Source, check_one_grid
+from tmtool.settings import Extent, Reading, RunSettings, Tiling
+from tmtool.source import Place, Reader, ShapeMask, Source, grid_of, masked, on_grid, placed
 from tmtool.tasks import Task
 from tmtool.tiles.batches import Feed, load
 from tmtool.tiles.plan import TilePlan
@@ -37,7 +37,8 @@ class Job:
     model: str = RunSettings.model
     weights: str | None = RunSettings.weights
     offline: bool = RunSettings.offline
-    s2_offset: float | None = None
+    reading: Reading = field(default_factory=Reading)
+    extent: Extent = field(default_factory=Extent)
     tiling: Tiling = field(default_factory=Tiling)
     seed: int = RunSettings.seed
     batch_size: int | None = RunSettings.batch_size
@@ -95,7 +96,7 @@ class Job:
 class Scene:
     """What to work on, and the folder that its products go to; `stem` begins their names.
 
-    `inputs` are rasters on one grid, each with the modality that it is taken for; None finds out.
+    `inputs` are rasters, each with the modality that it is taken for; None finds out.
     """
 
     inputs: tuple[tuple[Modality | None, str], ...] = field(repr=False)  # of which schedulers of tasks may tell
@@ -116,11 +117,24 @@ class Prepared:
     sources: Mapping[str, Source]
     plan: TilePlan
     products: tuple[Product, ...]
+    place: Place
 
     @property
     def grid(self) -> Grid:
-        """The grid that the inputs share."""
-        return next(iter(self.sources.values())).grid
+        """The grid that the inputs share, on which tiles are counted."""
+        return self.place.grid
+
+    @property
+    def made(self) -> Grid:
+        """The part of the grid that is made."""
+        return self.grid.part(
+            Window(self.plan.rows.start, self.plan.cols.start, len(self.plan.rows), len(self.plan.cols))
+        )
+
+    @property
+    def area(self) -> ShapeMask | None:
+        """What lies outside the area of interest, if there is one."""
+        return self.place.area
 
     @property
     def targets(self) -> list[Path]:
@@ -131,6 +145,12 @@ class Prepared:
     def disk_bytes(self) -> int:
         """Upper bound of the disk needed while the scene runs."""
         return sum(disk_bytes(self.plan.product_grid(self.grid, p.spec), [p.layout]) for p in self.products)
+
+    @property
+    def tile_count(self) -> int:
+        """Number of the tiles that products are made from."""
+        rows, cols = self.plan.touching([p.spec for p in self.products])
+        return len(rows) * len(cols)
 
     def tiles(self, columns: Sequence[range], rows: Sequence[range]) -> int:
         """Count the tiles that the model sees if the scene is made in these parts: some twice where parts meet."""
@@ -167,7 +187,7 @@ def prepare(job: Job, scene: Scene, *, writes: bool = True) -> Prepared:
 
 def look_at(job: Job, raster: Any, modality: Modality | None) -> Source:
     """Look at one input of a job: a path, or what xarray has of a raster or of tokens. Raises `InputError`."""
-    return job.task.look_at(raster, modality, job.s2_offset, job.entry)
+    return job.task.look_at(raster, modality, job.reading, job.entry)
 
 
 def prepared_of(job: Job, scene: Scene, found: Sequence[Source]) -> Prepared:
@@ -175,11 +195,17 @@ def prepared_of(job: Job, scene: Scene, found: Sequence[Source]) -> Prepared:
     sources = job.task.by_input(found, job.model, job.entry)
     for source in sources.values():
         job.task.check_source(source, job.model, job.entry)
-    check_one_grid(list(sources.values()))
-    grid = next(iter(sources.values())).grid
-    job.task.check_grid(scene.path, grid)
+    reading, path = job.reading, scene.path
+    grid = grid_of(sources, reading.grid)
+    job.task.check_grid(path, grid)
     products = job.task.products(job.spec(tuple(sources)), job.entry)
-    return Prepared(scene, sources, TilePlan(grid.shape, job.tiling, job.entry.patch), products)
+    place = placed(grid, job.extent, job.tiling, path)
+    reference = f"--grid {reading.grid}" if reading.grid else next(iter(sources.values())).path
+    for name, source in sources.items():
+        there = on_grid(source, place.grid, reading.resampling, reading.min_overlap, reference)
+        sources[name] = masked(there, place.grid, reading.mask)
+    plan = TilePlan(place.grid.shape, job.tiling, job.entry.patch, place.part, place.pinned, place.position)
+    return Prepared(scene, sources, plan.snapped([p.spec for p in products]), products, place)
 
 
 def _check_targets(prepared: Prepared) -> None:
@@ -202,6 +228,23 @@ def _same_file(path: Path, other: str) -> bool:
     return os.path.exists(other) and path.samefile(other)
 
 
+AREA = "area"
+"""Name of the feed that says which pixels lie in the area of interest."""
+
+
+def area_feed(area: ShapeMask) -> Feed:
+    """Return the feed that marks the area of interest; it has no bands itself."""
+
+    def read(window: Window) -> tuple[FloatArray, BoolArray]:
+        return np.empty((0, window.height, window.width), np.float32), ~area.covers(window, _opens_nothing)
+
+    return Feed(read, ())
+
+
+def _opens_nothing(name: str) -> Any:
+    raise AssertionError(name)  # shapes need no file
+
+
 def fill_of(job: Job, source: Source) -> tuple[float, ...]:
     """Return what stands in for pixels without data, one value a band: the mean that the model was trained on."""
     return job.task.fill(source, job.entry)
@@ -221,20 +264,19 @@ def estimate_seconds(job: Job, prepared: Prepared, tflops: float, share: float =
     """Estimate a scene's run time on hardware that sustains `tflops`, if `share` of its tiles are not empty."""
     spec = job.spec(tuple(prepared.sources))
     per_tile = job.entry.tflop_per_tile(spec, prepared.plan.size)
-    return per_tile * len(prepared.plan) * share / tflops
+    return per_tile * prepared.tile_count * share / tflops
 
 
 def empty_share(job: Job, prepared: Prepared, samples: int = 64) -> float:
     """Estimate the share of tiles without valid pixels, from at most `samples` tiles spread evenly over the scene."""
     plan = prepared.plan
-    index = np.unique(np.linspace(0, len(plan) - 1, min(samples, len(plan))).round().astype(int))
-    cols = plan.counts[1]
-    empty = 0
+    tiles, empty = list(plan.tiles(*plan.touching([p.spec for p in prepared.products]))), 0
+    index = np.unique(np.linspace(0, len(tiles) - 1, min(samples, len(tiles))).round().astype(int))
     with contextlib.ExitStack() as stack:
         readers = {m: stack.enter_context(Reader(s)) for m, s in prepared.sources.items()}
         feeds = {m: Feed(r.read, fill_of(job, r.source), r.source.scale) for m, r in readers.items()}
+        if prepared.area:
+            feeds[AREA] = area_feed(prepared.area)
         for i in index.tolist():
-            r, c = divmod(i, cols)
-            tile = Tile(i, r, c, plan.origin(r), plan.origin(c), plan.size)
-            empty += not load(tile, feeds, plan.shape, plan.delta).pixels
+            empty += not load(tiles[i], feeds, plan.shape, plan.delta).pixels
     return empty / len(index)

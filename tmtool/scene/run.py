@@ -262,7 +262,7 @@ class SceneRun:
             set_block_cache(list(prepared.sources.values()), prepared.plan.size, prepared.width(len(columns)))
             first, row = self._at
             for part in range(first, len(columns)):
-                rows = range(row if part == first else 0, prepared.grid.shape[0])
+                rows = range(max(row if part == first else 0, prepared.plan.rows.start), prepared.plan.rows.stop)
                 with closing(self._scene.blocks(rows, columns[part])) as blocks:
                     for block in blocks:
                         writing.put(block, part)
@@ -289,7 +289,7 @@ class SceneRun:
         build = max(0.0, min(end, written.at) - self._tiles_done)
         return SceneResult(
             products=written.paths,
-            tiles=len(self._prepared.plan),
+            tiles=self._prepared.tile_count,
             empty_tiles=scene.empty_tiles,
             seconds=min(end, written.at) - self._start - scene.build_seconds,
             model_seconds=scene.model_seconds,

@@ -1,5 +1,6 @@
 """The provenance that a job's products would have, and whether existing products match it."""
 
+import hashlib
 import os
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +12,7 @@ from tmtool.models import ModelSpec
 from tmtool.names import base
 from tmtool.provenance import Provenance, parse
 from tmtool.scene.job import Job, Prepared, target
+from tmtool.source import Source
 
 
 def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -> Provenance:
@@ -25,9 +27,10 @@ def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -
         libraries={name: _version(name) for name in ("terratorch", "torch", "rasterio")},
         weights=weights,
         inputs={m: base(s.path) for m, s in prepared.sources.items()},
-        input_states={m: _state(s.path) for m, s in prepared.sources.items()},
+        input_states={m: _state(s) for m, s in prepared.sources.items()},
         outputs=spec.outputs,
         offsets={m: s.offset for m, s in prepared.sources.items() if s.modality.is_optical},
+        read=_read(job, prepared),
         seed=job.seed,
         sampling=vars(spec.request.sampling),
         tiling=vars(prepared.plan.tiling),
@@ -36,7 +39,12 @@ def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -
         threads=spec.compute.threads,
         compiled=True if spec.compute.compiled else None,
         warning=notice_of(job) or None,
-        details={**job.task.details(spec, prepared.grid), **({"dates": taken} if taken else {})},
+        details={
+            **job.task.details(spec, prepared.made),
+            **({"dates": taken} if taken else {}),
+            **_told({m: s.date for m, s in prepared.sources.items()}, "acquired"),
+            **_told({m: s.baseline for m, s in prepared.sources.items()}, "baselines"),
+        },
     )
 
 
@@ -54,8 +62,47 @@ def _version(package: str) -> str:
         return "absent"
 
 
-def _state(path: str) -> str:
-    """Return what reveals a changed file: its size and modification time; empty for what is not a local file."""
+def _told(values: dict[str, str | None], name: str) -> dict[str, dict[str, str]]:
+    """Return what some inputs say of themselves, if any does."""
+    known = {m: value for m, value in values.items() if value}
+    return {name: known} if known else {}
+
+
+def _read(job: Job, prepared: Prepared) -> dict[str, Any] | None:
+    """Return how inputs were read, as far as it is not as they are; None if it is."""
+    said: dict[str, Any] = {}
+    for name, source in prepared.sources.items():
+        own = {"warped": source.brought, "unit": source.unit_why, "gain": source.gain if source.gain != 1 else None}
+        if kept := {key: value for key, value in own.items() if value}:
+            said[name] = kept
+    plan, extent = prepared.plan, job.extent
+    if plan.part is not None and (plan.rows, plan.cols) != (range(plan.shape[0]), range(plan.shape[1])):
+        said["part"] = [plan.cols.start, plan.rows.start, len(plan.cols), len(plan.rows)]
+    if any(source.codes for source in prepared.sources.values()):
+        said["lulc_codes"] = job.reading.lulc_codes
+    if job.reading.grid:
+        said["grid"] = job.reading.grid
+    said |= {"anchor": extent.anchor} if prepared.place.pinned else {}
+    said |= {"mask": [_named(name) for name in job.reading.mask]} if job.reading.mask else {}
+    said |= {"aoi": _named(extent.aoi)} if extent.aoi else {}
+    return said or None
+
+
+def _named(path: str) -> str:
+    """Return a file's name and state, or a word that names no file."""
+    state = _state_of(path)
+    return f"{base(path)}, {state}" if state else base(path)
+
+
+def _state(source: Source) -> str:
+    """Return what reveals a changed file: its size and modification time, of several together; empty for what is not local."""
+    states = [_state_of(path) for path in source.files]
+    if len(states) == 1:
+        return states[0]
+    return hashlib.sha256("\n".join(states).encode()).hexdigest()[:16] if any(states) else ""
+
+
+def _state_of(path: str) -> str:
     try:
         found = os.stat(path)
     except OSError:

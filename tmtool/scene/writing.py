@@ -50,7 +50,13 @@ class SceneWriter:
         self, prepared: Prepared, provenance: Provenance, watch: Watch, columns: Sequence[range] | None = None
     ) -> None:
         self._prepared, self._provenance, self._watch = prepared, provenance, watch
-        self.columns = columns or [range(prepared.grid.shape[1])]
+        self.columns = columns or [prepared.plan.cols]
+        plan = prepared.plan
+        self._corners = {
+            p.spec.name: (plan.product_rows(plan.rows, p.spec).start, plan.product_cols(plan.cols, p.spec).start)
+            for p in prepared.products
+        }
+        """First row and column of each product, counted as strips are."""
         self._products = {p.spec.name: p for p in prepared.products}
         self._writers = {
             name: ProductWriter(
@@ -155,20 +161,22 @@ class SceneWriter:
         last = self._journal.records[-1]
         self._watch.varies |= last.varies
         part = f"part {last.part + 1} of {len(self.columns)}, " if len(self.columns) > 1 else ""
-        where = f"{part}row {last.row} of {self._prepared.grid.shape[0]}"
+        where = f"{part}row {last.row - self._prepared.plan.rows.start} of {len(self._prepared.plan.rows)}"
         _log.info("%s: resuming an earlier run from %s", self._prepared.scene.stem, where)
         return True
 
     def _reread(self, record: Record) -> bool:
         """Read back the rows of a record; if their checksums match, count them and return True."""
         plan, before = self._prepared.plan, self._journal.records[-1:]
-        first = before[0].row if before and before[0].part == record.part else 0
+        first = before[0].row if before and before[0].part == record.part else self._prepared.plan.rows.start
         read_back = []
         for name, product in self._products.items():
             rows = plan.product_rows(range(first, record.row), product.spec)
             cols = plan.product_cols(self.columns[record.part], product.spec)
             if rows and cols:
-                values, valid, checksum = self._writers[name].reread(rows, cols)
+                top, left = self._corners[name]
+                there = range(rows.start - top, rows.stop - top), range(cols.start - left, cols.stop - left)
+                values, valid, checksum = self._writers[name].reread(*there)
                 if record.checksums.get(product.suffix) != checksum:
                     _log.warning(
                         "%s: rows from %d on are damaged and are computed again", self._writers[name].path.name, first
@@ -197,7 +205,8 @@ class SceneWriter:
             self._journal.add(Record(block.row, sums, self._watch.varies, part))
 
     def _write_strip(self, name: str, strip: Strip) -> None:
-        self._writers[name].write(strip.row, strip.values, strip.valid, strip.col)
+        top, left = (0, 0) if name in self._means else self._corners[name]
+        self._writers[name].write(strip.row - top, strip.values, strip.valid, strip.col - left)
         self._measure_rows(name, strip)
 
     def _measure_rows(self, name: str, strip: Strip) -> None:
@@ -208,10 +217,10 @@ class SceneWriter:
         """Measure products whose rows came in parts."""
         for name in self._measures:
             writer, step = self._writers[name], max(1, self._prepared.plan.step // self._products[name].spec.scale)
-            height, width = writer.grid.shape
+            (height, width), top = writer.grid.shape, self._corners[name][0]
             for row in range(0, height, step):
                 values, valid, _ = writer.reread(range(row, min(row + step, height)), range(width))
-                self._measures[name].add(row, values, valid)
+                self._measures[name].add(row + top, values, valid)
 
     def flush(self) -> None:
         """Wait until all rows are written."""
@@ -254,7 +263,7 @@ class SceneWriter:
         return written
 
     def _is_complete(self, name: str) -> bool:
-        height, width = self._prepared.grid.shape
+        height, width = self._writers[name].grid.shape
         return self._writers[name].statistics.count == height * width
 
     def _provenance_of(self, product: Product, kept: Mapping[str, Product]) -> Provenance:
@@ -268,7 +277,7 @@ class SceneWriter:
 
 def _measure(product: Product, prepared: Prepared, stack: ExitStack) -> Measure | None:
     measuring = product.measuring
-    return measuring.begin(prepared.sources[product.modality], stack) if measuring else None
+    return measuring.begin(prepared.sources[product.modality], prepared.plan.cols, stack) if measuring else None
 
 
 def leftovers(prepared: Prepared, task: str) -> list[Path]:

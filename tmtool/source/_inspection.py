@@ -10,10 +10,13 @@ from tmtool.dates import acquired
 from tmtool.errors import InputError
 from tmtool.grid import Grid
 from tmtool.modality import MODALITIES, S2_NAMES, Modality
+from tmtool.settings import Reading
 from tmtool.source._arrays import described_array
+from tmtool.source._assembly import assembled
 from tmtool.source._grids import pixel_size_m
-from tmtool.source._opening import Description, Source, described
+from tmtool.source._opening import Description, Source
 from tmtool.source._sample import sampled
+from tmtool.source._units import table, unit_of
 from tmtool.source._values import Moments, far_off, measured, refuse_dtype, refuse_values
 
 _NEAR_PIXEL = (0.8, 1.2)
@@ -32,23 +35,27 @@ _NO_INPUT = {
 def inspect(
     raster: Any,
     modality: Modality | None = None,
-    s2_offset: float | None = None,
+    how: Reading | None = None,
     trained_on: Callable[[Modality], Moments] | None = None,
     used: Mapping[str, Modality] | None = None,
     pixel_m: float = 10.0,
 ) -> Source:
     """Look at a raster, a path or an `xarray.DataArray`, taking it for `modality` or finding out what it is.
 
-    Reads metadata and a few small windows, whose values are held against what the model was `trained_on`: pixels of
-    `pixel_m`. `used` has the modalities, by name, of which only some bands are used, with just these.
-    Raises `InputError` for whatever would make a run fail or mean nothing.
+    `how` says what the metadata does not. Reads metadata and a few small windows, whose values are held against what the
+    model was `trained_on`: pixels of `pixel_m`. `used` has the modalities, by name, of which only some bands are used, with
+    just these. Raises `InputError` for whatever would make a run fail or mean nothing.
     """
-    found = described(raster) if isinstance(raster, str) else described_array(raster)
+    how = how or Reading()
+    found = _described(raster, how)
     made = found.made.task if found.made else ""
     if made in _NO_INPUT:
         raise InputError(f"{found.path}: holds {_NO_INPUT[made]}.")
     modality, modality_why, bands = _identify(found, modality, used or {})
-    offset, offset_why = _offset(found, modality, s2_offset)
+    gain, offset, offset_why = _scale(found, modality, how.s2_offset)
+    unit, unit_why = unit_of(
+        modality, how.unit, [found.units[i - 1] for i in bands] if found.units else (), found.power
+    )
     dtype = found.dtypes[bands[0] - 1]
     if np.dtype(dtype).kind == "c":
         raise InputError(
@@ -69,7 +76,15 @@ def inspect(
         block=found.blocks[bands[0] - 1],
         offset=offset,
         offset_why=offset_why,
-        warnings=tuple(_pixel_size_warnings(found.grid, pixel_m)),
+        gain=gain * unit.gain,
+        power=unit.power,
+        unit_why=unit_why,
+        codes=table(how.lulc_codes) if modality.classes else (),
+        warnings=() if how.grid else tuple(_pixel_size_warnings(found.grid, pixel_m)),
+        vrt=found.vrt,
+        points=found.points,
+        delivery=found.delivery,
+        baseline=found.tags.get("PROCESSING_BASELINE"),
         array=found.array,
         date=date,
         date_why=date_why,
@@ -78,6 +93,12 @@ def inspect(
     if found.array and found.array.lazy and found.made:  # tmtool's own values are as they should be once computed
         return source
     return _with_values(source, trained_on)
+
+
+def _described(raster: Any, how: Reading) -> Description:
+    if not isinstance(raster, str):
+        return described_array(raster)
+    return assembled(raster, how.resampling, points=bool(how.grid))
 
 
 def _with_values(source: Source, trained_on: Callable[[Modality], Moments] | None) -> Source:
@@ -129,7 +150,7 @@ def _identify(
 
 def band_names(raster: Any) -> tuple[str | None, ...]:
     """Return the names of a raster's bands, alpha left out, as tmtool has them; None where one has none."""
-    found = described(raster) if isinstance(raster, str) else described_array(raster)
+    found = _described(raster, Reading(grid="any"))
     names = [found.names[i - 1] for i in _data_bands(found)]
     return tuple(_band_name(name) if name else None for name in names)
 
@@ -155,8 +176,11 @@ def _band_name(description: str) -> str:
 
 
 def _guess(found: Description, count: int, names: set[str], used: Collection[Modality]) -> tuple[Modality, str]:
-    if found.made and found.made.modality in MODALITIES:
-        return MODALITIES[found.made.modality], "its tmtool provenance"
+    said = {found.made.modality: "its tmtool provenance"} if found.made else {}
+    said |= {found.delivery.modality or "": f"it is {found.delivery.kind}"} if found.delivery else {}
+    for name in said:
+        if name in MODALITIES:
+            return MODALITIES[name], said[name]
     for modality in (MODALITIES["S2L1C"], MODALITIES["S2L2A"]):  # L1C first: its bands include L2A's
         if set(modality.bands) <= names:
             return modality, "its band names"
@@ -202,19 +226,23 @@ def _fitting(count: int) -> str:
     return f"{_bands(count).capitalize()} would fit {' or '.join(fits)}: say --in {fits[0]}{' (or another)' if fits[1:] else ''}."
 
 
-def _offset(found: Description, modality: Modality, asked: float | None) -> tuple[float, str]:
-    """Return the offset contained in the DN, and the source of that information."""
+def _scale(found: Description, modality: Modality, asked: float | None) -> tuple[float, float, str]:
+    """Return the gain and the offset of a raster's values, and what the offset is known by."""
+    delivery = found.delivery
+    gain = delivery.gain if delivery else 1.0
     if not modality.is_optical:
-        return 0.0, "not Sentinel-2"
+        return gain, delivery.offset if delivery else 0.0, "not Sentinel-2"
     if asked is not None:
-        return float(asked), "--s2-offset"
+        return gain, float(asked), "--s2-offset"
+    if delivery and delivery.scale_why:
+        return gain, delivery.offset, delivery.scale_why
     said = {float(v) for k, v in found.tags.items() if "ADD_OFFSET" in k.upper() and _is_number(v)}
     if len(said) == 1:
-        return -said.pop() + 0.0, "the file's ADD_OFFSET metadata"
+        return gain, -said.pop() + 0.0, "the file's ADD_OFFSET metadata"
     scaled = {round(o / s) for s, o in zip(found.scales, found.offsets, strict=True) if s not in (0, 1) and o}
     if len(scaled) == 1:
-        return -float(scaled.pop()), "the file's band scale and offset"
-    return 0.0, "nothing in the file says otherwise"
+        return gain, -float(scaled.pop()), "the file's band scale and offset"
+    return gain, 0.0, "nothing in the file says otherwise"
 
 
 def _is_number(text: str) -> bool:
@@ -238,7 +266,7 @@ def _pixel_size_warnings(grid: Grid, trained: float) -> Iterator[str]:
     size = pixel_size_m(grid)
     low, high = _NEAR_PIXEL
     if size is not None and not low * trained <= size <= high * trained:
-        how = f"resample first (gdalwarp -tr {trained:g} {trained:g}) for meaningful results"
+        how = f"--grid utm@{trained:g}m brings them to that, for meaningful results"
         yield f"pixels are {size:.3g} m, the model was trained at {trained:g} m: {how}"
     if grid.crs is None:
         yield "has no georeferencing, so its products will have none"

@@ -18,15 +18,18 @@ from tmtool.grid import Grid
 from tmtool.modality import Modality
 from tmtool.provenance import Provenance, parse
 from tmtool.source._held import Held
+from tmtool.source._masks import Mask
 from tmtool.source._values import BandValues
+from tmtool.source.delivery import Delivery
 
 
 @dataclass(frozen=True)
 class Source:
     """A raster that passed inspection and can be used.
 
-    `bands` are GDAL's 1-based band numbers in the modality's order. `offset` was added to the DN and is subtracted on
-    reading. `block` is (height, width) of the file's blocks. The `*_why` fields say what each decision is based on.
+    `bands` are GDAL's 1-based band numbers in the modality's order. A value in its unit is `raw * gain - offset`, and of linear
+    `power` 10 log10 of that. `block` is (height, width) of the file's blocks. The `*_why` fields say what each decision is
+    based on.
     """
 
     path: str = field(repr=False)  # which schedulers of tasks may tell
@@ -57,6 +60,35 @@ class Source:
     date_why: str = ""
     values: tuple[BandValues, ...] = field(default=(), compare=False)
     """What a sample of the valid values holds, an entry a band; none where there was no valid pixel in it."""
+    vrt: str = field(default="", repr=False)
+    """A virtual raster's text, which is opened in place of `path`, if the pixels are not in one file, or not on its grid."""
+    points: str = ""
+    """What georeferences the file if no affine does: "gcps" or "rpcs"."""
+    delivery: Delivery | None = field(default=None, compare=False, repr=False)
+    """The files that it consists of, if it is not one raster."""
+    gain: float = 1.0
+    power: bool = False
+    unit_why: str = ""
+    codes: tuple[int, ...] = ()
+    """The class that each code of the file stands for, -1 for none; empty where they are classes already."""
+    masks: tuple[Mask, ...] = ()
+    """What is left out of the valid pixels."""
+    own: Grid | None = None
+    """The file's grid, if it was brought to another one."""
+    brought: str = ""
+    """How it was brought to `grid`, in words."""
+    baseline: str | None = None
+    """Processing baseline of a Sentinel-2 product."""
+
+    @property
+    def opens(self) -> str:
+        """What GDAL opens: a path, or a virtual raster's text."""
+        return self.vrt or self.path
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that hold the pixels."""
+        return tuple(dict.fromkeys(layer.path for layer in self.delivery.layers)) if self.delivery else (self.path,)
 
     def cache_bytes(self, tile_height: int, width: int | None = None) -> int:
         """GDAL block cache that lets tiles of this height pass over the raster, or `width` px of it, decoding each block once."""
@@ -93,18 +125,32 @@ class Description:
     tags: Mapping[str, str]
     made: Provenance | None
     array: Held | None = None
+    units: tuple[str | None, ...] = ()
+    vrt: str = ""
+    points: str = ""
+    delivery: Delivery | None = None
+
+    @property
+    def power(self) -> bool:
+        """Whether values are known to be linear power."""
+        return self.delivery is not None and self.delivery.power
 
 
-def described(path: str) -> Description:
-    """Return the metadata of the raster at `path`. Raises `InputError` if it is not one, or has RPCs or GCPs only."""
-    with opened(path) as src:
-        _refuse_unusable(src, path)
+def described(path: str, vrt: str = "", *, points: bool = False) -> Description:
+    """Return the metadata of the raster at `path`, or of a virtual one. Raises `InputError` if it is not one.
+
+    One that has RPCs or GCPs only is not one either, unless `points` are allowed; its grid is then that of its pixels.
+    """
+    with open_raster(vrt) if vrt else opened(path) as src:
+        by = _points(src)
+        if not points:
+            _refuse_unusable(src, path, by)
         tags = {**src.tags(), **src.tags(ns="IMAGERY")}
         for band in src.indexes:
             tags.update(src.tags(band))
         return Description(
             path=path,
-            grid=Grid(src.crs, src.transform, src.shape),
+            grid=Grid(src.gcps[1] if by == "gcps" else src.crs, src.transform, src.shape),
             names=src.descriptions,
             dtypes=src.dtypes,
             nodata=src.nodatavals,
@@ -115,32 +161,45 @@ def described(path: str) -> Description:
             blocks=tuple(src.block_shapes),
             tags=tags,
             made=parse(src.tags()),
+            units=src.units,
+            vrt=vrt,
+            points=by,
         )
 
 
-def _refuse_unusable(src: Any, path: str) -> None:
+def _points(src: Any) -> str:
+    """Return what georeferences a raster that has no affine: "gcps", "rpcs" or nothing."""
+    if src.transform != Affine.identity():
+        return ""
+    return "gcps" if src.gcps[0] else "rpcs" if src.rpcs else ""
+
+
+def _refuse_unusable(src: Any, path: str, points: str) -> None:
     if src.count == 0:
         inside = "\n  ".join(src.subdatasets[:8])
         hint = f"Give one of its subdatasets:\n  {inside}" if inside else "It has no bands."
         raise InputError(f"{path}: has no raster bands of its own. {hint}")
-    refuse_points(path, bool(src.gcps[0]), src.transform)
-    if src.rpcs and src.transform == Affine.identity():
-        raise InputError(f"{path}: is georeferenced by RPCs only. Orthorectify it first: gdalwarp -rpc -tr 10 10 ...")
+    refuse_points(path, points == "gcps", src.transform)
+    if points == "rpcs":
+        raise InputError(
+            f"{path}: is georeferenced by RPCs only. Have it warped: --grid utm@10m (without a terrain model); with one: "
+            "gdalwarp -rpc -to RPC_DEM=dem.tif -tr 10 10 ..."
+        )
 
 
 def refuse_points(path: str, points: bool, transform: Affine) -> None:
     """Raise `InputError` for a raster that is georeferenced by ground control points alone."""
     if points and transform == Affine.identity():
         raise InputError(
-            f"{path}: is georeferenced by ground control points only, not by a CRS and an affine. Warp it first: "
-            f"gdalwarp -t_srs EPSG:326xx -tr 10 10 -r bilinear {os.path.basename(path)} warped.tif"
+            f"{path}: is georeferenced by ground control points only, not by a CRS and an affine. Have it warped: "
+            "--grid utm@10m, or --grid FILE for the grid of another raster."
         )
 
 
 @contextlib.contextmanager
 def opened(path: str, overview: int | None = None) -> Iterator[Any]:
     """Open `path`, or this of its overviews (from 0), with GDAL, quietly; raise `InputError` if it does not exist or is no raster."""
-    local = not path.startswith("/vsi") and "://" not in path
+    local = not path.startswith(("/vsi", "<")) and "://" not in path
     if local and os.path.isdir(path):
         raise InputError(f"{path}: is a folder; give the raster inside it.")
     if local and ":" not in path and not os.path.exists(path):

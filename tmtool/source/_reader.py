@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterioWindow
 
@@ -50,6 +51,13 @@ class Reader:
             ) from None  # GDAL's text, quoted here, may hold secrets
 
     def _read(self, window: Any) -> tuple[FloatArray, BoolArray]:
+        raw, valid = self._stored(window)
+        for mask in self.source.masks:
+            valid &= ~mask.covers(Window(window.row_off, window.col_off, window.height, window.width), self._open)
+        return in_unit(raw, valid, self.source)
+
+    def _stored(self, window: Any) -> tuple[NDArray[Any], BoolArray]:
+        """Return the values as they are stored, and which of them are valid by what the raster itself says."""
         source, src = self.source, self._handle()
         raw = src.read(list(source.bands), window=window)
         valid = np.ones(raw.shape[1:], np.bool_)
@@ -63,10 +71,7 @@ class Reader:
             valid &= src.read_masks(source.bands[0], window=window) > 0
         if source.alpha is not None:  # GDAL takes alpha for a mask of one or three bands of some types only
             valid &= src.read([source.alpha], window=window)[0] > 0
-        pixels = raw.astype(np.float32)
-        if source.offset:
-            pixels -= np.float32(source.offset)
-        return pixels, valid
+        return raw, valid
 
     def _nodata_in(self, dtype: np.dtype[Any]) -> Any:
         """Nodata as the pixels hold it: -3.4e38 in float32 is another number than in float64."""
@@ -76,11 +81,16 @@ class Reader:
         return nodata
 
     def _handle(self) -> Any:
-        if not hasattr(self._local, "src"):
-            self._local.src = self.source.array or open_raster(self.source.path, self._overview)
+        return self.source.array or self._open(self.source.opens)
+
+    def _open(self, name: str) -> Any:
+        """Return this thread's handle on what GDAL opens."""
+        handles = self._local.__dict__
+        if name not in handles:
+            handles[name] = open_raster(name, self._overview)
             with self._lock:
-                self._handles.append(self._local.src)
-        return self._local.src
+                self._handles.append(handles[name])
+        return handles[name]
 
 
 def set_block_cache(sources: Sequence[Source], tile_height: int, width: int | None = None) -> int:
@@ -88,3 +98,20 @@ def set_block_cache(sources: Sequence[Source], tile_height: int, width: int | No
     size = max(64 << 20, sum(s.cache_bytes(tile_height, width) for s in sources))
     resize_block_cache(min(size, (1 << 31) - 1))
     return size
+
+
+def in_unit(raw: NDArray[Any], valid: BoolArray, source: Source) -> tuple[FloatArray, BoolArray]:
+    """Return stored values in the modality's unit, float32, and which are valid: codes without a class and power <= 0 are not."""
+    pixels = raw.astype(np.float32)
+    if source.gain != 1:
+        pixels *= np.float32(source.gain)
+    if source.offset:
+        pixels -= np.float32(source.offset)
+    if source.codes:
+        pixels = np.take(np.asarray(source.codes, np.float32), raw, mode="clip")
+        valid &= (pixels >= 0).all(axis=0)
+    if source.power:
+        positive = pixels > 0
+        valid &= positive.all(axis=0)
+        pixels = np.float32(10) * np.log10(np.where(positive, pixels, np.float32(1)))
+    return pixels, valid

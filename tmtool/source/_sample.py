@@ -34,12 +34,12 @@ def _of_overview(source: Source) -> list[FloatArray]:
     """Return valid values of the smallest overview; none without one, or if it is damaged, since runs do without it."""
     if source.array is not None:
         return []
-    with opened(source.path) as src:
+    with opened(source.opens) as src:
         count = len(src.overviews(source.bands[0]))
     if not count:
         return []
     with contextlib.suppress(InputError, ReadError), Reader(source, count - 1) as reader:
-        with opened(source.path, count - 1) as src:
+        with opened(source.opens, count - 1) as src:
             shape = src.shape
         return list(_valid(reader, shape, 3))
     return []

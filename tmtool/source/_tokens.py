@@ -8,6 +8,7 @@ from tmtool.errors import InputError
 from tmtool.modality import MODALITIES, TOKEN_NODATA, TOKEN_PX
 from tmtool.source._arrays import described_array
 from tmtool.source._opening import Description, Source, described
+from tmtool.source.deliveries import delivery_of
 
 _TOKENS = "tokenize"
 """The task that token rasters are products of."""
@@ -19,7 +20,9 @@ def token_source(raster: Any) -> Source | None:
     It is the path of one, or the `xarray.Dataset` of the tokens and their validity. Raises `InputError` for one that is
     damaged, or that lacks the mask of its pixels without data.
     """
-    found = described(raster) if isinstance(raster, str) else described_array(_tokens_of(raster))
+    if isinstance(raster, str) and delivery_of(raster):
+        return None
+    found = described(raster, points=True) if isinstance(raster, str) else described_array(_tokens_of(raster))
     made = found.made
     if made is None or made.task != _TOKENS or "codebook" not in made.details:
         return None

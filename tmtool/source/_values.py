@@ -140,19 +140,20 @@ def _refuse_units(where: str, modality: Modality, sample: FloatArray, offset: fl
     if modality.is_radar and low >= 0:
         above = float(np.median(sample)) > _LIMITS["dB"].median[1]
         raise InputError(
-            f"{where} look like linear power; TerraMind takes dB. Convert with 10*log10(x)."
+            f"{where} look like linear power; TerraMind takes dB. Say --unit {modality.name}=linear to have them converted."
             f"{' As dB they are impossible; amplitudes have to be calibrated first.' if above else ''}"
         )
     if modality.is_optical and 0 <= high + offset <= 2:
         raise InputError(
-            f"{where} look like reflectance; TerraMind takes DN (reflectance x 10 000). Multiply by 10 000."
+            f"{where} look like reflectance; TerraMind takes DN (reflectance x 10 000). Say --unit {modality.name}=reflectance."
         )
     if modality.name == "RGB" and (low < 0 or high > 255):
         raise InputError(f"{where}, but RGB takes 0-255. Scale it first (gdal_translate -ot Byte -scale).")
     if modality.classes and (low < 0 or high >= len(modality.classes) or (sample % 1).any()):
         raise InputError(
             f"{where}, but LULC takes classes 0-{len(modality.classes) - 1} (1 water, 2 trees, 3 flooded vegetation, 4 crops, "
-            "5 built area, 6 bare ground, 7 snow/ice, 8 clouds, 9 rangeland). Remap other codes (Esri's are 1 2 4 5 7 8 9 10 11)."
+            "5 built area, 6 bare ground, 7 snow/ice, 8 clouds, 9 rangeland). "
+            "Of other legends say --lulc-codes esri (1 2 4 5 7 8 9 10 11), worldcover (10 20 ... 100) or dynamicworld (0-8)."
         )
     if modality.name == "NDVI" and (low < -1.5 or high > 1.5):
         raise InputError(f"{where}, but NDVI lies in -1..1. Divide by its scale first.{_fitting(modality, sample)}")
@@ -204,7 +205,7 @@ def _cure(modality: Modality, sample: FloatArray) -> str:
     if fits:
         return fits
     if modality.unit == "m" and _LIMITS["m"].pixel[1] < high <= 29_100:  # Everest's height in feet
-        return " Feet, as these may be, are converted by multiplying by 0.3048."
+        return f" If they are feet, say --unit {modality.name}=feet."
     return " Check their unit and scale, and whether the file lacks a nodata declaration."
 
 

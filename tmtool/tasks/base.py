@@ -12,6 +12,7 @@ from tmtool.modality import Modality
 from tmtool.models import ModelEntry, ModelSpec, Request
 from tmtool.products.product import Product
 from tmtool.provenance import Provenance
+from tmtool.settings import Reading
 from tmtool.source import Source, inspect
 
 
@@ -84,14 +85,14 @@ class Task(ABC):
         """Return the modalities that it takes with a model."""
         return entry.inputs
 
-    def look_at(self, raster: Any, modality: Modality | None, s2_offset: float | None, entry: ModelEntry) -> Source:
+    def look_at(self, raster: Any, modality: Modality | None, how: Reading, entry: ModelEntry) -> Source:
         """Look at one input: a path, or what xarray has of it. Raises `InputError`."""
         named = self.bands_of(entry).items()
         used = {name: entry.modalities[name].subset(bands) for name, bands in named if name in entry.modalities}
         if modality is not None and modality.name in entry.bands:
             modality = used[modality.name]
         trained_on = entry.moments if entry.statistics else None
-        return inspect(raster, modality, s2_offset, trained_on, used, entry.pixel_m)
+        return inspect(raster, modality, how, trained_on, used, entry.pixel_m)
 
     def by_input(self, found: Sequence[Source], model: str, entry: ModelEntry) -> dict[str, Source]:
         """Return a scene's sources by the names that the model has for its inputs. Raises `InputError`."""

@@ -23,6 +23,7 @@ from tmtool.models.finetuned.config import Tiling as ConfigTiling
 from tmtool.models.finetuned.inputs import TaskInput
 from tmtool.models.requests import Prediction, input_key
 from tmtool.products.product import Product, check_finite
+from tmtool.settings import Reading
 from tmtool.source import Source, band_names, inspect
 from tmtool.tasks.base import Task
 
@@ -103,14 +104,14 @@ class Predict(Task):
 
             check_same_task(self.config, read_task_checkpoint(self.tuned))
 
-    def look_at(self, raster: Any, modality: Modality | None, s2_offset: float | None, entry: ModelEntry) -> Source:
+    def look_at(self, raster: Any, modality: Modality | None, how: Reading, entry: ModelEntry) -> Source:
         """Look at one input as the config has it: its bands by name, or by position as in the training's rasters."""
         wanted = self._wanted(raster, modality)
         used = _as_trained(wanted, wanted.bands)
         names = band_names(raster)
         whole = _as_trained(wanted, wanted.file_bands)
         if not set(used.bands) <= set(filter(None, names)) and len(names) == len(whole.bands) > 0:
-            found = inspect(raster, whole, s2_offset)
+            found = inspect(raster, whole, how)
             places = [whole.bands.index(band) for band in used.bands]
             odd = [n for n, band in zip(names, whole.bands, strict=True) if n and n != band]
             why = f"its bands are named {', '.join(odd[:3])}, and taken by position for {' '.join(whole.bands)}"
@@ -121,7 +122,7 @@ class Predict(Task):
                 values=tuple(found.values[i] for i in places) if found.values else (),
                 warnings=(*found.warnings, *([why] if odd else [])),
             )
-        return inspect(raster, used, s2_offset)
+        return inspect(raster, used, how)
 
     def _wanted(self, raster: Any, modality: Modality | None) -> TaskInput:
         """Return the input of the config that a raster is for."""

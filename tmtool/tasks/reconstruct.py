@@ -15,6 +15,7 @@ from tmtool.models import Decoding, ModelEntry, ModelSpec, Moments, Request, Sam
 from tmtool.products.metrics import Comparison, comparison_text
 from tmtool.products.product import Measuring, Product, pixels_of
 from tmtool.provenance import Provenance, weights_text
+from tmtool.settings import Reading
 from tmtool.source import Reader, Source, token_source
 from tmtool.tasks.base import Task, check_tokenizer
 from tmtool.tasks.tokenize import Tokenize
@@ -48,9 +49,9 @@ class Reconstruct(Task):
         """Return the modalities that have a tokenizer."""
         return entry.outputs
 
-    def look_at(self, raster: Any, modality: Modality | None, s2_offset: float | None, entry: ModelEntry) -> Source:
+    def look_at(self, raster: Any, modality: Modality | None, how: Reading, entry: ModelEntry) -> Source:
         """Look at a token raster, or at one of pixels."""
-        return token_source(raster) or super().look_at(raster, modality, s2_offset, entry)
+        return token_source(raster) or super().look_at(raster, modality, how, entry)
 
     def check_source(self, source: Source, model: str, entry: ModelEntry) -> None:
         """Raise `InputError` if the model has no tokenizer for a raster."""
@@ -94,20 +95,20 @@ def _reconstruction(modality: Modality, moments: Moments) -> Product:
     )
 
 
-def _agreement(moments: Moments, source: Source, stack: ExitStack) -> "_Agreement | None":
+def _agreement(moments: Moments, source: Source, cols: range, stack: ExitStack) -> "_Agreement | None":
     """Return the measure of agreement with a raster; there is none where only tokens are left of it."""
-    return _Agreement(source, moments[1], stack) if source.scale == 1 else None
+    return _Agreement(source, cols, moments[1], stack) if source.scale == 1 else None
 
 
 class _Agreement:
     """The agreement of a reconstruction with the raster that it was made from, which is read again."""
 
-    def __init__(self, source: Source, stds: Sequence[float], stack: ExitStack) -> None:
-        self._reader = stack.enter_context(Reader(source))
-        self._comparison = Comparison(source.modality, source.grid.shape[1], stds)
+    def __init__(self, source: Source, cols: range, stds: Sequence[float], stack: ExitStack) -> None:
+        self._reader, self._left = stack.enter_context(Reader(source)), cols.start
+        self._comparison = Comparison(source.modality, len(cols), stds)
 
     def add(self, row: int, values: NDArray[Any], valid: BoolArray) -> None:
-        reference, _ = self._reader.read(Window(row, 0, *valid.shape))
+        reference, _ = self._reader.read(Window(row, self._left, *valid.shape))
         self._comparison.add(reference, values, valid)
 
     def result(self) -> dict[str, Any]:

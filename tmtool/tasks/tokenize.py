@@ -93,7 +93,7 @@ def _ones(strip: Strip) -> NDArray[Any]:
 class _Codes:
     """The use of a codebook by a token raster."""
 
-    def __init__(self, source: Source, stack: ExitStack) -> None:
+    def __init__(self, source: Source, cols: range, stack: ExitStack) -> None:
         self._use = CodeUse(source.modality.codebook, len(source.bands), 8 * np.dtype(source.dtype).itemsize)
 
     def add(self, row: int, values: NDArray[Any], valid: BoolArray) -> None:

@@ -47,8 +47,9 @@ def load(tile: Tile, feeds: Mapping[str, Feed], shape: tuple[int, int], delta: i
     pixels = {}
     for modality, feed in feeds.items():
         values, valid = _read_reflected(tile, feed, shape)
-        pixels[modality] = values
         inside = inside & valid
+        if len(values):  # a feed without bands only says what is valid
+            pixels[modality] = values
     kept = inside[delta : tile.size - delta, delta : tile.size - delta]
     return TileInput(tile, pixels if kept.any() else {}, inside)
 
@@ -121,7 +122,8 @@ class RollingRows:
         while _end(self._held[0]) <= window.row - self._keep:
             self._held.popleft()
         rows = slice(window.row - self._held[0].row, stop - self._held[0].row)
-        cols = slice(window.col, window.col + window.width)
+        left = window.col - self._held[0].col
+        cols = slice(left, left + window.width)
         values = np.concatenate([s.values for s in self._held], axis=1)[:, rows, cols]
         return values.astype(np.float32), np.concatenate([s.valid for s in self._held])[rows, cols]
 
@@ -141,16 +143,18 @@ def collate(
     batch_size: int,
     lonlat: Callable[[Tile], tuple[float, float]] | None = None,
     dates: NDArray[np.datetime64] | None = None,
+    position: tuple[int, int] = (0, 0),
 ) -> TileBatch:
     """Stack tiles to a batch of exactly `batch_size`, the last tile repeated: the same shape gives the same bits.
 
-    `lonlat` gives the centre of a tile, and `dates` `(T,)` are those of all, where the model wants them.
+    `lonlat` gives the centre of a tile, and `dates` `(T,)` are those of all, where the model wants them; `position` is that
+    of the plan's corner, from which noise is counted.
     """
     padded = [*tiles, *[tiles[-1]] * (batch_size - len(tiles))]
     return TileBatch(
         pixels={m: np.stack([t.pixels[m] for t in padded]) for m in tiles[0].pixels},
-        rows=np.array([t.tile.row for t in padded], np.int64),
-        cols=np.array([t.tile.col for t in padded], np.int64),
+        rows=np.array([t.tile.row + position[0] for t in padded], np.int64),
+        cols=np.array([t.tile.col + position[1] for t in padded], np.int64),
         lonlat=None if lonlat is None else np.array([lonlat(t.tile) for t in padded], np.float64),
         dates=None if dates is None else np.broadcast_to(dates, (batch_size, len(dates))),
     )

@@ -79,9 +79,11 @@ class Engine:
         self.advance, self.lonlat, self.dates = advance, lonlat, dates
         self.empty_tiles, self.model_seconds, self.read_seconds, self.wait_seconds = 0, 0.0, 0.0, 0.0
 
-    def strips(self, rows: range | None = None) -> Generator[tuple[OutputSpec, Strip], None, None]:
+    def strips(
+        self, rows: range | None = None, cols: range | None = None
+    ) -> Generator[tuple[OutputSpec, Strip], None, None]:
         """Yield the finished rows of every output, each output's from the top; see `blocks`."""
-        with closing(self.blocks(rows)) as blocks:
+        with closing(self.blocks(rows, cols)) as blocks:
             for block in blocks:
                 yield from block.strips
 
@@ -92,8 +94,8 @@ class Engine:
         for bit. Whoever leaves early must close the generator before the feeds: it reads ahead until then.
         """
         plan = self.plan
-        rows = rows if rows is not None else range(plan.shape[0])
-        cols = cols if cols is not None else range(plan.shape[1])
+        rows = rows if rows is not None else plan.rows
+        cols = cols if cols is not None else plan.cols
         asked = [(s, plan.product_rows(rows, s), plan.product_cols(cols, s)) for s in self.specs]
         tile_rows = hull([plan.tile_rows(r, s) for s, r, c in asked if r and c])
         tile_cols = hull([plan.tile_cols(c, s) for s, r, c in asked if r and c])
@@ -171,7 +173,7 @@ class Engine:
 
     def _call(self, model: TileModel, items: Sequence[TileInput]) -> _Called:
         """Put tiles through a model, on its lane."""
-        batch = collate(items, self.batch, self.lonlat, self.dates)
+        batch = collate(items, self.batch, self.lonlat, self.dates, self.plan.position)
         start = time.monotonic()
         outputs = model(batch)
         return [(item.tile, item.valid) for item in items], outputs, time.monotonic() - start
@@ -188,17 +190,20 @@ class Engine:
 
 
 @contextmanager
-def patch_feed(engine: Engine, fill: tuple[float, ...], stop: Callable[[], int]) -> Iterator[Feed]:
+def patch_feed(
+    engine: Engine, fill: tuple[float, ...], stop: Callable[[], int], cols: range | None = None
+) -> Iterator[Feed]:
     """Give a feed of the one product on the patch grid that `engine` makes, computed row by row as it is asked for.
 
-    Rows of patches from `stop()` on will not be asked for: what is read ahead ends there.
+    Rows of patches from `stop()` on will not be asked for: what is read ahead ends there. `cols` are the source columns that
+    will be; by default all.
     """
 
     scale = engine.specs[0].scale
 
     def start(row: int) -> Generator[Strip, None, None]:
         rows = range(row * scale, min(stop() * scale, engine.plan.shape[0]))
-        with closing(engine.strips(rows)) as strips:
+        with closing(engine.strips(rows, cols if cols is not None else range(engine.plan.shape[1]))) as strips:
             for _, strip in strips:
                 yield strip
 

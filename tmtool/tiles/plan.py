@@ -5,7 +5,7 @@ without delta, its longer side rounded up to a patch.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -23,16 +23,51 @@ REPEATED_BY_IDLE = 0.25
 
 @dataclass(frozen=True)
 class TilePlan:
-    """The tiles of a raster of `shape` (height, width) under `tiling`, in row-major order, for a model of `patch` px."""
+    """The tiles of a raster of `shape` (height, width) under `tiling`, in row-major order, for a model of `patch` px.
+
+    `part` is what products are made of, the whole raster if it is None: its tiles are those that the whole raster has there.
+    A raster that is `pinned` to a lattice is never one tile of its own. Noise is counted from `position`, that of the corner.
+    """
 
     shape: tuple[int, int]
     tiling: Tiling
     patch: int = TOKEN_PX
+    part: Window | None = None
+    pinned: bool = False
+    position: tuple[int, int] = (0, 0)
 
     @property
     def single(self) -> bool:
         """Whether the whole raster is one tile."""
-        return max(self.shape) <= self.tiling.crop
+        return max(self.shape) <= self.tiling.crop and not self.pinned
+
+    @property
+    def rows(self) -> range:
+        """The source rows that products are made of."""
+        return range(self.part.row, self.part.row + self.part.height) if self.part else range(self.shape[0])
+
+    @property
+    def cols(self) -> range:
+        """The source columns that products are made of."""
+        return range(self.part.col, self.part.col + self.part.width) if self.part else range(self.shape[1])
+
+    def snapped(self, specs: Sequence[OutputSpec]) -> "TilePlan":
+        """Return the plan whose part holds whole cells of all these outputs."""
+        side = max(self.side(spec) for spec in specs)
+        if side == 1 or self.part is None:
+            return self
+        (top, bottom), (left, right) = (
+            (span.start // side * side, min(-(-span.stop // side) * side, n))
+            for span, n in zip((self.rows, self.cols), self.shape, strict=True)
+        )
+        return replace(self, part=Window(top, left, bottom - top, right - left))
+
+    def touching(self, specs: Sequence[OutputSpec]) -> tuple[range, range]:
+        """Return the tile rows and tile columns that the part's outputs are made from."""
+        return (
+            hull([self.tile_rows(self.product_rows(self.rows, spec), spec) for spec in specs]),
+            hull([self.tile_cols(self.product_cols(self.cols, spec), spec) for spec in specs]),
+        )
 
     @property
     def size(self) -> int:
@@ -82,15 +117,17 @@ class TilePlan:
         return (height, width)
 
     def product_grid(self, grid: Grid, spec: OutputSpec) -> Grid:
-        """Return the grid of a product of a raster on `grid`.
+        """Return the grid of the part's product, of a raster on `grid`.
 
         A cell that stands for a tile begins where the tile's kept part does and is as large as the distance between
         tiles; the cell of a whole scene is as large as the scene.
         """
+        if self.part is not None:
+            grid = grid.part(self.part)
         if spec.pool == "scene":
-            return grid.cells(self.shape, (1, 1))
-        side = self.side(spec)
-        return grid.cells((side, side), self.product_shape(spec))
+            return grid.cells((len(self.rows), len(self.cols)), (1, 1))
+        side, rows, cols = self.side(spec), self.product_rows(self.rows, spec), self.product_cols(self.cols, spec)
+        return grid.cells((side, side), (len(rows), len(cols)))
 
     def side(self, spec: OutputSpec) -> int:
         """Source px per product row or column."""
@@ -119,7 +156,7 @@ class TilePlan:
         most `REPEATED` of all tiles are computed twice. Where there are more workers, each gets a block, up to
         `REPEATED_BY_IDLE`, as long as this makes the longest block shorter.
         """
-        count = self.counts[0]
+        count = self._steps(0)
         usual, most = 1 + int(REPEATED * count), 1 + int(REPEATED_BY_IDLE * count)
         numbers = range(usual, max(usual, min(workers, most)) + 1)
         return self._cut(0, min(numbers, key=lambda n: -(-count // n) + (n > 1)))
@@ -129,20 +166,28 @@ class TilePlan:
 
         The chunks of a Zarr store must have one height. There are at least `least` blocks if there are enough tile rows.
         """
-        height, count = self.shape[0], self.counts[0]
+        height, count = len(self.rows), self._steps(0)
         usual = 1 + int(REPEATED * count)
         sides = [k * self.step for k in range(1, count + 1)]
         if least <= usual:
             side = next((n for n in sides if -(-height // n) <= usual), height)
         else:
             side = next((n for n in reversed(sides) if -(-height // n) >= least), self.step)
-        return [range(row, min(row + side, height)) for row in range(0, height, side)]
+        first = self.rows.start
+        return [range(first + row, first + min(row + side, height)) for row in range(0, height, side)]
+
+    def _steps(self, axis: int) -> int:
+        """Count the tiles along an axis whose step begins in the part, or holds its first pixel."""
+        if self.part is None:
+            return self.counts[axis]
+        span = (self.rows, self.cols)[axis]
+        return min(-(-span.stop // self.step), self.counts[axis]) - min(span.start // self.step, self.counts[axis] - 1)
 
     def _cut(self, axis: int, parts: int) -> list[range]:
-        count = self.counts[axis]
-        parts = min(parts, count)
-        cuts = [k * count // parts * self.step for k in range(parts)]
-        return [range(a, b) for a, b in zip(cuts, [*cuts[1:], self.shape[axis]], strict=True)]
+        span, count = (self.rows, self.cols)[axis], self._steps(axis)
+        parts, first = min(parts, count), span.start // self.step
+        cuts = [max(span.start, (first + k * count // parts) * self.step) for k in range(parts)]
+        return [range(a, b) for a, b in zip(cuts, [*cuts[1:], span.stop], strict=True)]
 
     def kept(self, i: int, length: int, spec: OutputSpec) -> tuple[int, int]:
         """First and past-the-last product px that the i-th tile contributes to along an axis of `length` source px."""
@@ -165,11 +210,17 @@ class TilePlan:
 
         What is reflected beyond the raster's border is in it.
         """
-        tiles = hull([self.tile_rows(self.product_rows(rows, spec), spec) for spec in specs])
+        return self._read(hull([self.tile_rows(self.product_rows(rows, spec), spec) for spec in specs]), 0, scale)
+
+    def seen_cols(self, cols: range, specs: Sequence[OutputSpec], scale: int = 1) -> range:
+        """Return the columns that the tiles of these source columns see, as `seen` does."""
+        return self._read(hull([self.tile_cols(self.product_cols(cols, spec), spec) for spec in specs]), 1, scale)
+
+    def _read(self, tiles: range, axis: int, scale: int) -> range:
         if not tiles:
             return range(0)
         start, stop = self.origin(tiles.start) // scale, (self.origin(tiles.stop - 1) + self.size) // scale
-        index = reflect(start, stop, -(-self.shape[0] // scale))
+        index = reflect(start, stop, -(-self.shape[axis] // scale))
         return range(int(index.min()), int(index.max()) + 1)
 
     def _touching(self, span: range, spec: OutputSpec, axis: int) -> range:
