@@ -199,6 +199,8 @@ class _Batch:
             for source in prepared.sources.values():
                 why = (source.modality.name, source.modality_why, source.offset, source.offset_why)
                 _log.debug("%s: %s by %s; offset %g (%s)", source.path, *why)
+                if source.brought or source.unit_why:
+                    _log.info("%s: read %s", source.path, ", ".join(filter(None, (source.brought, source.unit_why))))
                 for warning in source.warnings:
                     _log.warning("%s: %s", source.path, warning)
             ready.append(prepared)

@@ -17,7 +17,7 @@ from tmtool.errors import InputError, UsageError
 from tmtool.grid import Grid, at
 from tmtool.modality import MODALITIES
 from tmtool.source._assembly import virtual
-from tmtool.source._grids import grid_text, pixel_size_m
+from tmtool.source._grids import grid_text, pixel_size_m, size_warnings
 from tmtool.source._masks import Mask, RasterMask, ShapeMask
 from tmtool.source._opening import Source, opened
 from tmtool.source._vectors import is_vector, shapes_of
@@ -235,9 +235,9 @@ def _pieces(source: Source, *, alpha: bool) -> list[Piece]:
         for number, name in zip(source.bands, source.modality.bands, strict=True)
     ]
     if alpha and source.alpha is not None:
-        pieces.append(Piece(source.opens, source.alpha, place, "uint8", "alpha"))
+        pieces.append(Piece(source.opens, source.alpha, place, source.dtype, "alpha", alpha=True))
     elif alpha:
-        pieces.append(Piece(source.opens, source.bands[0], place, "uint8", "alpha", mask=True))
+        pieces.append(Piece(source.opens, source.bands[0], place, source.dtype, "alpha", mask=True))
     return pieces
 
 
@@ -258,6 +258,7 @@ def _moved(source: Source, vrt: str, grid: Grid, brought: str, *, warped: bool) 
     """Return the source that reads a virtual raster of its bands, in order, the last one alpha if there is one more."""
     with opened(vrt) as src:
         count = src.count
+    stale = tuple(size_warnings(source.grid, source.pixel_m))
     own = tuple(range(1, len(source.bands) + 1)) if not source.points else source.bands
     nodata = _nodata(source) if warped else source.nodata
     return replace(
@@ -271,6 +272,7 @@ def _moved(source: Source, vrt: str, grid: Grid, brought: str, *, warped: bool) 
         mask_band=False,
         points="",
         brought=brought,
+        warnings=(*size_warnings(grid, source.pixel_m), *(w for w in source.warnings if w not in stale)),
     )
 
 

@@ -1,12 +1,15 @@
 """Where rasters lie: pixel sizes, grids in words, longitudes and latitudes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rasterio.errors import RasterioError
 from rasterio.warp import transform
 
 from tmtool.grid import Grid, Tile
+
+_NEAR_PIXEL = (0.8, 1.2)
+"""Sizes of pixels that are near enough, as shares of the one that a model was trained on."""
 
 
 def pixel_size_m(grid: Grid) -> float | None:
@@ -22,6 +25,17 @@ def pixel_size_m(grid: Grid) -> float | None:
         return float(size * grid.crs.linear_units_factor[1])
     except RasterioError:
         return None
+
+
+def size_warnings(grid: Grid, trained: float) -> Iterator[str]:
+    """Yield a warning for pixels far from the size that a model was trained on, in m, and one for a grid without CRS."""
+    size = pixel_size_m(grid)
+    low, high = _NEAR_PIXEL
+    if size is not None and not low * trained <= size <= high * trained:
+        how = f"--grid utm@{trained:g}m brings them to that, for meaningful results"
+        yield f"pixels are {size:.3g} m, the model was trained at {trained:g} m: {how}"
+    if grid.crs is None:
+        yield "has no georeferencing, so its products will have none"
 
 
 def grid_text(grid: Grid) -> str:

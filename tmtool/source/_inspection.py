@@ -1,6 +1,6 @@
 """What a raster is, and whether it can be used: from its metadata and a few small windows."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,19 +8,15 @@ import numpy as np
 
 from tmtool.dates import acquired
 from tmtool.errors import InputError
-from tmtool.grid import Grid
 from tmtool.modality import MODALITIES, S2_NAMES, Modality
 from tmtool.settings import Reading
 from tmtool.source._arrays import described_array
 from tmtool.source._assembly import assembled
-from tmtool.source._grids import pixel_size_m
+from tmtool.source._grids import size_warnings
 from tmtool.source._opening import Description, Source
 from tmtool.source._sample import sampled
 from tmtool.source._units import table, unit_of
 from tmtool.source._values import Moments, far_off, measured, refuse_dtype, refuse_values
-
-_NEAR_PIXEL = (0.8, 1.2)
-"""Sizes of pixels that are near enough, as shares of the one that a model was trained on."""
 
 _BY_COUNT = {12: "S2L2A", 13: "S2L1C"}
 """What so many bands without names are."""
@@ -80,7 +76,7 @@ def inspect(
         power=unit.power,
         unit_why=unit_why,
         codes=table(how.lulc_codes) if modality.classes else (),
-        warnings=() if how.grid else tuple(_pixel_size_warnings(found.grid, pixel_m)),
+        warnings=() if how.grid else tuple(size_warnings(found.grid, pixel_m)),
         vrt=found.vrt,
         points=found.points,
         delivery=found.delivery,
@@ -88,6 +84,7 @@ def inspect(
         array=found.array,
         date=date,
         date_why=date_why,
+        pixel_m=pixel_m,
         alpha=next((i for i, alpha in enumerate(found.alpha, 1) if alpha and i not in bands), None),
     )
     if found.array and found.array.lazy and found.made:  # tmtool's own values are as they should be once computed
@@ -260,13 +257,3 @@ def _nodata(found: Description, modality: Modality, bands: Sequence[int]) -> tup
     if modality.is_optical:
         return None, "none declared; pixels that are 0 in every band are empty (Sentinel-2's own convention)"
     return None, "none declared"
-
-
-def _pixel_size_warnings(grid: Grid, trained: float) -> Iterator[str]:
-    size = pixel_size_m(grid)
-    low, high = _NEAR_PIXEL
-    if size is not None and not low * trained <= size <= high * trained:
-        how = f"--grid utm@{trained:g}m brings them to that, for meaningful results"
-        yield f"pixels are {size:.3g} m, the model was trained at {trained:g} m: {how}"
-    if grid.crs is None:
-        yield "has no georeferencing, so its products will have none"

@@ -75,6 +75,8 @@ class Source:
     """What is left out of the valid pixels."""
     own: Grid | None = None
     """The file's grid, if it was brought to another one."""
+    pixel_m: float = 10.0
+    """Size of the pixels that the model was trained on."""
     brought: str = ""
     """How it was brought to `grid`, in words."""
     baseline: str | None = None

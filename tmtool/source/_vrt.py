@@ -42,6 +42,8 @@ class Piece:
     name: str = ""
     nodata: float | None = None
     resampling: str = "nearest"
+    alpha: bool = False
+    """Whether it is 0 where pixels are empty."""
     mask: bool = False
     """Whether not the band itself is taken but its validity, as alpha."""
 
@@ -68,11 +70,10 @@ def _axes(crs: CRS) -> str:
 
 
 def _band(root: ET.Element, number: int, piece: Piece, grid: Grid) -> None:
-    dtype = "uint8" if piece.mask else piece.dtype
-    band = ET.SubElement(root, "VRTRasterBand", dataType=_TYPES[dtype], band=str(number))
+    band = ET.SubElement(root, "VRTRasterBand", dataType=_TYPES[piece.dtype], band=str(number))
     if piece.name:
         ET.SubElement(band, "Description").text = piece.name
-    if piece.mask:
+    if piece.mask or piece.alpha:
         ET.SubElement(band, "ColorInterp").text = "Alpha"
     elif piece.nodata is not None:
         ET.SubElement(band, "NoDataValue").text = repr(piece.nodata)
