@@ -198,7 +198,7 @@ def test_rational_polynomials_place_it(tmp_path: Path) -> None:
         inspect(str(path), MODALITIES["DEM"])
     pixels, valid = whole(_with_grid(path))
     assert valid.all()
-    assert abs(pixels[0, 150, 160] - values[0, 300, 320]) < 20
+    assert abs(pixels[0, 150, 160] - values[0, 300, 320]) < 60  # half a pixel apart
 
 
 # --- Which grid ---

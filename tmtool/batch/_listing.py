@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from tmtool.batch._pairs import is_many, paired
 from tmtool.errors import InputError, UsageError
 from tmtool.files.writer import WORK_PREFIX
 from tmtool.modality import Modality, find
@@ -23,11 +24,14 @@ from tmtool.names import base, in_one_word
 from tmtool.provenance import PROVENANCE_TAG
 from tmtool.scene.job import Scene
 from tmtool.source import opened
+from tmtool.source.deliveries import collected, grouped, is_delivery
 from tmtool.tasks import TASKS
 
 _log = logging.getLogger("tmtool")
 
 _RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img")
+_FOLDERS = (".safe", ".zarr")
+"""Endings of folders that are products, not folders of rasters."""
 _BESIDE = (".aux.xml", ".ovr", ".msk", ".parquet")
 """Endings of sidecar files, which a glob or pattern such as `*` also matches."""
 
@@ -56,7 +60,8 @@ def list_scenes(
 ) -> list[Scene]:
     """Return the scenes in a stable order. A folder's structure is mirrored under `output_dir`.
 
-    `taken_for` is what `--in` said: nothing, what the inputs are (`MOD`), or the rasters of one scene (`MOD=FILE`);
+    `taken_for` is what `--in` said: nothing, what the inputs are (`MOD`), or the rasters of each scene (`MOD=FILE`, or a folder
+    or pattern for several scenes);
     `bands` names the bands of a modality that are used. Raises `InputError` for a folder or glob that holds nothing,
     `UsageError` where two inputs would share a product or options do not fit together. There are none if the shard that
     was asked for is empty.
@@ -67,14 +72,30 @@ def list_scenes(
     if any(equals for _, equals, _ in pairs):
         if listing.arguments or listing.files_from is not None or not all(path for *_, path in pairs):
             raise UsageError("--in MOD=FILE names the rasters of one scene: give it for each modality, and no INPUT.")
-        inputs = tuple((_modality(name, bands), in_one_word(path)) for name, _, path in pairs)
-        found = [Scene(inputs, _stem(inputs[0][1]), output_dir)]
+        found = _paired_scenes(listing, output_dir, [(name, path) for name, _, path in pairs], bands)
     else:
         found = _listed_scenes(listing, output_dir, _asked(taken_for, bands))
     mine = found[share]
     if not mine:
         _log.info("--shard %s: nothing to do, there are fewer scenes (%d) than jobs.", listing.shard, len(found))
     return mine
+
+
+def _paired_scenes(
+    listing: Listing, output_dir: Path, pairs: Sequence[tuple[str, str]], bands: Mapping[str, Sequence[str]] | None
+) -> list[Scene]:
+    """Return the scene, or scenes, of `--in MOD=FILE`. Raises `UsageError`."""
+    paths = [path for _, path in pairs]
+    scenes = (
+        {"": list(pairs)}
+        if not is_many(paths, is_delivery)
+        else paired(list(pairs), _Expansion(listing).folder, is_delivery)
+    )
+    found = []
+    for stem, rasters in scenes.items():
+        inputs = tuple((_modality(name, bands), in_one_word(path)) for name, path in rasters)
+        found.append(Scene(inputs, _as_file_name(stem, stem) if stem else _stem(inputs[0][1]), output_dir))
+    return found
 
 
 def _asked(taken_for: Sequence[str], bands: Mapping[str, Sequence[str]] | None) -> Modality | None:
@@ -167,15 +188,20 @@ class _Expansion:
         for argument in arguments:
             if argument == "-":
                 yield from self._expand(_entries("-", self._listing.null))
+            elif of_collection := collected(argument):
+                yield from ((path, Path()) for path in of_collection)
+            elif is_delivery(argument):
+                yield argument, Path()
             elif os.path.isdir(argument):
-                for path in self._folder(argument):
+                for path in grouped(self.folder(argument)):
                     yield path, Path(path).parent.relative_to(argument)
             elif glob.has_magic(argument) and not (os.path.exists(argument) or _is_virtual(argument)):
-                yield from ((path, Path()) for path in self._glob(argument))
+                yield from ((path, Path()) for path in grouped(self._glob(argument)))
             else:
                 yield in_one_word(argument), Path()
 
-    def _folder(self, argument: str) -> list[str]:
+    def folder(self, argument: str) -> list[str]:
+        """Return the rasters in a folder. Raises `InputError` if there are none."""
         listing = self._listing
         paths = sorted(str(path) for path in _inside(Path(argument), listing))
         if not paths:
@@ -185,7 +211,8 @@ class _Expansion:
         return self._foreign(argument, paths)
 
     def _glob(self, argument: str) -> list[str]:
-        paths = sorted(path for path in glob.glob(argument, recursive=True) if not os.path.isdir(path))
+        found = glob.glob(argument, recursive=True)
+        paths = sorted(path for path in found if is_delivery(path) or not os.path.isdir(path))
         if not paths:
             raise InputError(f"{argument}: matches no file.")
         return self._foreign(argument, paths)
@@ -214,11 +241,20 @@ def _inside(root: Path, listing: Listing) -> Iterator[Path]:
         raise InputError(f"{error.filename}: this folder cannot be listed ({error.strerror}).") from error
 
     for folder, below, names in os.walk(root, onerror=refuse):
+        products = [n for n in below if n.lower().endswith(_FOLDERS) and is_delivery(os.path.join(folder, n))]
         # work files and products may be folders too, with thousands of files in them
-        below[:] = [n for n in below if listing.recursive and not n.startswith(WORK_PREFIX) and not n.endswith(".zarr")]
-        for name in names:
-            if fnmatchcase(name, listing.pattern) if listing.pattern else Path(name).suffix.lower() in _RASTERS:
+        below[:] = [
+            n for n in below if listing.recursive and not n.startswith(WORK_PREFIX) and not n.lower().endswith(_FOLDERS)
+        ]
+        for name in (*names, *products):
+            if fnmatchcase(name, listing.pattern) if listing.pattern else _is_raster(folder, name, products):
                 yield Path(folder, name)
+
+
+def _is_raster(folder: str, name: str, products: Sequence[str]) -> bool:
+    """Whether a file or folder is taken from a folder: by its ending, or as a product."""
+    zipped = name.lower().endswith(".zip") and is_delivery(os.path.join(folder, name))
+    return name in products or zipped or Path(name).suffix.lower() in _RASTERS
 
 
 def _is_own(path: str, tokens: bool) -> bool:
@@ -278,9 +314,16 @@ def _entries(name: str, null: bool) -> list[str]:
 
 
 def _stem(path: str) -> str:
-    """Name of a scene: its file name without suffix, as far as products can have it."""
+    """Name of a scene: its file name without suffix, as far as products can have it; of an item its name, of bands what they share."""
     name = base(path)
+    item = path.rpartition("#")[2] if "#" in name else ""
+    if item and is_delivery(path):
+        return _as_file_name(item, path)
+    if "{" in name:
+        shared = re.sub(r"[._-]*\{\w+\}[._-]*", ".", name).strip(".")
+        return _as_file_name(shared.rpartition(".")[0] or base(os.path.dirname(os.path.abspath(path))), path)
     stem = name.rpartition(".")[0] or name
+    stem = stem.removesuffix(".SAFE").removesuffix(".zarr")  # of their zips
     return _as_file_name(stem, path)
 
 

@@ -17,12 +17,12 @@ from tmtool.errors import InputError, UsageError
 from tmtool.grid import Grid, at
 from tmtool.modality import MODALITIES
 from tmtool.source._assembly import virtual
+from tmtool.source._delivery import Delivery
 from tmtool.source._grids import grid_text, pixel_size_m, size_warnings
 from tmtool.source._masks import Mask, RasterMask, ShapeMask
 from tmtool.source._opening import Source, opened
 from tmtool.source._vectors import is_vector, shapes_of
 from tmtool.source._vrt import Piece, Warp, stacked, warped
-from tmtool.source.delivery import Delivery
 
 _NEAR = 1e-3
 """How far apart, in px, grids may lie and count as the same."""

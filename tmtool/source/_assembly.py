@@ -8,10 +8,10 @@ from affine import Affine
 
 from tmtool.errors import InputError
 from tmtool.grid import Grid
+from tmtool.source._delivery import Delivery, Layer
 from tmtool.source._opening import Description, described, opened
 from tmtool.source._vrt import Piece, stacked
 from tmtool.source.deliveries import delivery_of
-from tmtool.source.delivery import Delivery, Layer
 
 
 def assembled(path: str, resampling: str = "auto", *, points: bool = False) -> Description:

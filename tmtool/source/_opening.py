@@ -17,10 +17,10 @@ from tmtool.errors import InputError
 from tmtool.grid import Grid
 from tmtool.modality import Modality
 from tmtool.provenance import Provenance, parse
+from tmtool.source._delivery import Delivery
 from tmtool.source._held import Held
 from tmtool.source._masks import Mask
 from tmtool.source._values import BandValues
-from tmtool.source.delivery import Delivery
 
 
 @dataclass(frozen=True)
