@@ -97,7 +97,7 @@ def place(module: str) -> int | None:
     return next((i for i, layer in enumerate(LAYERS) if parts[1] in layer), None)
 
 
-OPEN = {"cli", "tasks", "models.families"}
+OPEN = {"cli", "source.deliveries", "tasks", "models.families"}
 """Where files are added by those who extend tmtool: a file there has a plain name."""
 
 
