@@ -67,7 +67,11 @@ class _Pattern:
 
 def is_many(paths: Sequence[str], is_product: Callable[[str], bool]) -> bool:
     """Whether `--in MOD=PATH` names rasters of several scenes, or dates: by a field or by a folder that is no product."""
-    return any({"stem", "date"} & set(_FIELD.findall(p)) or (os.path.isdir(p) and not is_product(p)) for p in paths)
+    return any(
+        {*_FIELD.findall(path)} - {"band"} or (os.path.isdir(path) and not is_product(path))
+        for path in paths
+        if not path.startswith("/vsi")  # where GDAL has braces of its own
+    )
 
 
 def paired(asked: Inputs, list_folder: ListFolder, is_product: Callable[[str], bool]) -> dict[str, Inputs]:

@@ -31,7 +31,7 @@ def assembled(path: str, resampling: str = "auto", *, points: bool = False) -> D
 def virtual(delivery: Delivery, layers: Sequence[Layer], resampling: str, grid: Grid | None = None) -> str:
     """Return the virtual raster of some layers of a delivery, on `grid` or that of the finest. Raises `InputError`."""
     files = [_looked_at(layer) for layer in layers]
-    places = [_grid(delivery, file, files) for file in files]
+    places = [_grid(delivery, file) for file in files]
     if odd := [(file, g) for file, g in zip(files, places, strict=True) if g.crs != places[0].crs]:
         (file, other), *_ = odd
         raise InputError(
@@ -77,13 +77,13 @@ def _looked_at(layer: Layer) -> _File:
         )
 
 
-def _grid(delivery: Delivery, file: _File, files: Sequence[_File]) -> Grid:
+def _grid(delivery: Delivery, file: _File) -> Grid:
     """Return where a file lies: as it says, or as the delivery says, whose affine is that of the finest file."""
     if delivery.transform is None:
         return file.grid
-    finest = max((f.grid.shape for f in files), key=lambda shape: shape[0] * shape[1])
     height, width = file.grid.shape
-    return Grid(delivery.crs, delivery.transform * Affine.scale(finest[1] / width, finest[0] / height), (height, width))
+    scale = Affine.scale(delivery.shape[1] / width, delivery.shape[0] / height)
+    return Grid(delivery.crs, delivery.transform * scale, (height, width))
 
 
 def _pixel_area(grid: Grid) -> float:

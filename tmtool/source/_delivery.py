@@ -29,7 +29,7 @@ class Delivery:
     """A raster in several files, and what its metadata says of it.
 
     A value in the modality's unit is `raw * gain - offset`. Layers may have different pixel sizes; the grid is that of the
-    finest, unless `crs` and `transform` (of the finest) are given, as where files do not hold them.
+    finest, unless `crs`, `transform` and `shape` (of the finest) are given, as where files do not hold them.
     """
 
     path: str = field(repr=False)
@@ -53,3 +53,4 @@ class Delivery:
     """What `--mask` can leave out, by its words: clouds, shadow, cirrus, snow."""
     crs: Any = None
     transform: Affine | None = None
+    shape: tuple[int, int] = (0, 0)

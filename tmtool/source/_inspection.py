@@ -126,7 +126,7 @@ def _identify(
     ):  # some of a whole stack
         return modality, why, tuple(data[whole.bands.index(band)] for band in modality.bands)
     if set(modality.bands) <= set(named):
-        if asked is None and "band names" not in why and "provenance" not in why:
+        if asked is None and not found.delivery and "band names" not in why and "provenance" not in why:
             why += " and band names"
         return modality, why, tuple(named[band] for band in modality.bands)
     if len(data) != len(modality.bands):

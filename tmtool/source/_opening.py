@@ -1,6 +1,7 @@
 """A raster that passed inspection, and opening rasters with GDAL."""
 
 import contextlib
+import glob
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -205,7 +206,7 @@ def opened(path: str, overview: int | None = None) -> Iterator[Any]:
     if local and os.path.isdir(path):
         raise InputError(f"{path}: is a folder; give the raster inside it.")
     if local and ":" not in path and not os.path.exists(path):
-        raise InputError(f"{path}: no such file.")
+        raise InputError(f"{path}: {'matches no file' if glob.has_magic(path) else 'no such file'}.")
     with open_raster(path, overview) as src:
         yield src
 

@@ -74,6 +74,7 @@ def read(path: str) -> Delivery:
         flags=_flags(root, name),
         crs=_crs(path, finest, about, root),
         transform=_transform(path, root, finest, places["B02"]),
+        shape=finest.shape,
     )
 
 
