@@ -60,6 +60,7 @@ from tmtool.settings import (
     Vectors,
 )
 from tmtool.source import units_of
+from tmtool.source.deliveries.stac import SIGN
 from tmtool.tasks import Embed, Generate, Reconstruct, Task, Tokenize
 from tmtool.tasks.predict import ProbabilityType, TaskFiles, task_of
 
@@ -83,6 +84,7 @@ class ReadingOptions(TypedDict, total=False):
     resampling: Resampling
     min_overlap: float
     mask: str | Sequence[str] | None
+    sign: str
     bbox: str | Sequence[float]
     window: str | Sequence[int]
     aoi: str | os.PathLike[str]
@@ -171,7 +173,7 @@ class EmbedOptions(_Model, _Drawing, total=False):
 
 _DEFAULTS: dict[str, Any] = {
     **{f.name: f.default for group in (RunSettings, Sampling, Vectors, Reading, Extent) for f in fields(group)},
-    **{"unit": None, "mask": None, "crop": None, "stride": None, "delta": None, "blocks": None},
+    **{"unit": None, "mask": None, "sign": "", "crop": None, "stride": None, "delta": None, "blocks": None},
     **{"model_hub": None, "means": None, "stds": None},
     **{"layer": -1, "merge": "mean", "bands": None, "tim": (), "coords": False, "date": None, "checkpoint": None},
 }
@@ -351,6 +353,8 @@ def _folder(weights: str | os.PathLike[str] | None) -> str | None:
 
 
 def _reading(options: Mapping[str, Any]) -> Reading:
+    if options.get("sign"):
+        os.environ[SIGN] = options["sign"]
     said = {f.name: options[f.name] for f in fields(Reading) if options.get(f.name) is not None}
     masks, units = said.pop("mask", ()), said.pop("unit", {})
     masks = masks.split(",") if isinstance(masks, str) else masks

@@ -199,6 +199,18 @@ MaskOption = Annotated[
         "where it is not 0, or a vector file's polygons. May be repeated.",
     ),
 ]
+Sign = Annotated[
+    str,
+    typer.Option(
+        "--sign",
+        metavar="COMMAND",
+        rich_help_panel=READ,
+        envvar="TMTOOL_SIGN",
+        show_default="links are taken as they are",
+        help="Command that signs the links of STAC items: it gets one on standard input and prints it signed. GDAL's own way "
+        "works too, such as VSICURL_PC_URL_SIGNING=YES for the Planetary Computer.",
+    ),
+]
 Bbox = Annotated[
     str,
     typer.Option(
@@ -669,6 +681,7 @@ class ReadingOptions:
     resampling: Resampling = Reading.resampling
     min_overlap: MinOverlap = Reading.min_overlap
     mask: MaskOption = None
+    sign: Sign = ""
     bbox: Bbox = Extent.bbox
     window: WindowOption = Extent.window
     aoi: Aoi = Extent.aoi
@@ -676,8 +689,13 @@ class ReadingOptions:
 
     def reading(self) -> Reading:
         """Return how inputs are read. Raises `UsageError`."""
-        from tmtool.source import units_of
+        import os
 
+        from tmtool.source import units_of
+        from tmtool.source.deliveries.stac import SIGN
+
+        if self.sign:
+            os.environ[SIGN] = self.sign  # where links are resolved, also in processes of a local cluster
         masks = tuple(name for text in self.mask or () for name in split(text))
         return Reading(
             self.s2_offset,

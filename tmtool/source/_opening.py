@@ -211,10 +211,54 @@ def opened(path: str, overview: int | None = None) -> Iterator[Any]:
         yield src
 
 
+_STORES = (
+    "/vsicurl",
+    "/vsis3",
+    "/vsigs",
+    "/vsiaz",
+    "/vsiadls",
+    "/vsioss",
+    "/vsiswift",
+    "/vsihdfs",
+    "/vsiwebhdfs",
+    "://",
+)
+_REACHING = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # else every opening lists a folder, or tries names
+    "GDAL_HTTP_MAX_RETRY": "3",
+    "GDAL_HTTP_RETRY_DELAY": "1",
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+}
+"""What suits rasters that are not on this machine; the environment takes precedence."""
+
+
+@contextlib.contextmanager
+def reaching(name: str, *, afresh: bool = False) -> Iterator[None]:
+    """Set what suits GDAL for opening and reading a path, or a virtual raster's text, if it is not on this machine.
+
+    What is read `afresh` is forgotten when its handle is closed, as GDAL keeps incomplete answers too.
+    """
+    if not is_remote(name):
+        yield
+        return
+    asked = {key: value for key, value in _REACHING.items() if key not in os.environ}
+    asked |= {"CPL_VSIL_CURL_NON_CACHED": ":".join(f"{store}/" for store in _STORES[:-1])} if afresh else {}
+    with rasterio.Env(
+        **asked, GDAL_NUM_THREADS="1"
+    ):  # where an answer breaks off, GDAL 3.10's threads give zeros and no error
+        yield
+
+
+def is_remote(name: str) -> bool:
+    """Whether GDAL fetches what a path, or a virtual raster's text, names."""
+    return any(store in name for store in _STORES)
+
+
 def open_raster(path: str, overview: int | None = None) -> Any:
     """Return a handle on `path`, or on this of its overviews (from 0); raises `InputError` if GDAL cannot open it."""
     options = {} if overview is None else {"overview_level": overview}
-    with rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"), warnings.catch_warnings():
+    threads = "1" if is_remote(path) else "ALL_CPUS"
+    with reaching(path), rasterio.Env(GDAL_NUM_THREADS=threads), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
             return rasterio.open(path, **options)

@@ -1,7 +1,9 @@
 """Pixels and validity of a source, window by window."""
 
 import math
+import os
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +15,12 @@ from rasterio.windows import Window as RasterioWindow
 from tmtool.compat.rasterio import resize_block_cache
 from tmtool.errors import ReadError
 from tmtool.grid import BoolArray, FloatArray, Window
-from tmtool.source._opening import Source, open_raster
+from tmtool.source._opening import Source, is_remote, open_raster, reaching
+
+_ATTEMPTS = 5
+"""How often a window of a remote raster is read: GDAL itself does not ask again where an answer breaks off, and a second time
+gives what it kept of the first."""
+_DELAY_S = 1.0
 
 
 class Reader:
@@ -28,6 +35,7 @@ class Reader:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._handles: list[Any] = []
+        self._attempts = _ATTEMPTS if is_remote(source.opens) else 1
 
     def __enter__(self) -> "Reader":
         """Return itself; files are opened on first use."""
@@ -43,8 +51,17 @@ class Reader:
 
         `window` must lie inside the raster. A pixel is invalid if any of its bands is. Raises `ReadError`.
         """
+        box, attempts = RasterioWindow(window.col, window.row, window.width, window.height), self._attempts
         try:
-            return self._read(RasterioWindow(window.col, window.row, window.width, window.height))
+            while True:
+                attempts -= 1
+                try:
+                    with reaching(self.source.opens, afresh=attempts < self._attempts - 1):
+                        return self._read(box)
+                except RasterioError:
+                    if not attempts:
+                        raise
+                    self._reopen()
         except RasterioError as error:
             raise ReadError(
                 f"{self.source.path}: is damaged or truncated; reading rows {window.row}-{window.row + window.height - 1} failed ({error})."
@@ -82,6 +99,13 @@ class Reader:
 
     def _handle(self) -> Any:
         return self.source.array or self._open(self.source.opens)
+
+    def _reopen(self) -> None:
+        """Forget this thread's handles, since what they fetched may be incomplete; wait a moment."""
+        for src in self._local.__dict__.values():
+            src.close()
+        self._local.__dict__.clear()
+        time.sleep(float(os.environ.get("GDAL_HTTP_RETRY_DELAY", _DELAY_S)))
 
     def _open(self, name: str) -> Any:
         """Return this thread's handle on what GDAL opens."""
