@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 
 from tests import deliveries as made
 from tests.deliveries import CORNER, SHAPE, grown, item, write
@@ -480,3 +481,41 @@ def test_patterns_that_cannot_be(tmp_path: Path, asked: list[str], error: str) -
     with pytest.raises((UsageError, InputError)) as caught:
         list_scenes(Listing(), Path("out"), [text.format(root=root) for text in asked])
     assert error in str(caught.value)
+
+
+# --- As a model sees it ---
+
+
+def test_open_gives_what_a_model_sees(tmp_path: Path) -> None:
+    import tmtool
+
+    product = made.safe(tmp_path)
+    array = tmtool.open(product.path, mask="clouds", window=(30, 20, 90, 80))
+    assert array.dims == ("band", "y", "x")
+    assert array.chunks is not None
+    assert list(array.band.values) == list(MODALITIES["S2L2A"].bands)
+    assert (array.rio.crs.to_string(), array.rio.transform()) == (made.CRS, CORNER * Affine.translation(30, 20))
+    assert array.attrs["acquired"] == "2024-02-03T14:37:29"
+    assert array.attrs["offset"].startswith("1000 (BOA_ADD_OFFSET")
+    clouds = grown(np.isin(product.mask, (8, 9)), 20)[20:100, 30:120]
+    expected = np.where(clouds, np.nan, product.stack()[:, 20:100, 30:120])
+    np.testing.assert_array_equal(array.compute().values, expected.astype(np.float32))
+    power = np.full((2, 100, 120), 0.1, np.float32)
+    write(tmp_path / "s1.tif", power, 20, "GTiff", nodata=0)
+    radar = tmtool.open(tmp_path / "s1.tif", "S1RTC", unit={"S1RTC": "linear"}, grid=str(product.path / _b02(product)))
+    assert radar.shape == (2, *SHAPE)
+    np.testing.assert_allclose(radar.values, -10, atol=1e-4)
+    assert radar.attrs["read"] == "bilinear from EPSG:32719, 20 m"
+    again = tmtool.open(array.compute(), "S2L2A", s2_offset=0)
+    assert again.chunks is None
+    np.testing.assert_array_equal(
+        again.values, np.where(np.isnan(expected).any(0), np.nan, expected).astype(np.float32)
+    )
+    with pytest.raises(UsageError, match="^window 1,2: give COL,ROW"):
+        tmtool.open(product.path, window="1,2")
+    with pytest.raises(InputError, match="array.rio.reproject_match"):
+        tmtool.open(array.compute(), "S2L2A", grid="EPSG:3857@10m")
+
+
+def _b02(product: made.Made) -> Path:
+    return next(product.path.rglob("*_B02_10m.jp2")).relative_to(product.path)

@@ -30,9 +30,9 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypedDict, Unpack, get_args, get_type_hints
+from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, get_args, get_type_hints
 
 import xarray as xr
 
@@ -43,6 +43,7 @@ from tmtool.models import RANDOM
 from tmtool.names import in_one_word
 from tmtool.scene.datasets import computed, dataset, lazy, making_of
 from tmtool.scene.job import Job, Prepared, Scene, look_at, prepared_of
+from tmtool.scene.seen import seen
 from tmtool.scene.status import notice_of
 from tmtool.settings import (
     Anchor,
@@ -59,12 +60,14 @@ from tmtool.settings import (
     Tiling,
     Vectors,
 )
-from tmtool.source import units_of
+from tmtool.source import grid_of, masked, on_grid, placed, units_of
+from tmtool.source import inspect as look
 from tmtool.source.deliveries.stac import SIGN
 from tmtool.tasks import Embed, Generate, Reconstruct, Task, Tokenize
 from tmtool.tasks.predict import ProbabilityType, TaskFiles, task_of
 
 P = ParamSpec("P")
+Made = TypeVar("Made", bound=xr.Dataset | xr.DataArray)
 
 _log = logging.getLogger("tmtool")
 
@@ -179,7 +182,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def _spoken(function: Callable[P, xr.Dataset]) -> Callable[P, xr.Dataset]:
+def _spoken(function: Callable[P, Made]) -> Callable[P, Made]:
     """Give a function its options as keywords, and have error messages name the keywords instead of command-line options."""
     hints = get_type_hints(function)
     options = get_args(hints.pop("options"))[0] if get_args(hints["options"]) else hints.pop("options")
@@ -192,7 +195,7 @@ def _spoken(function: Callable[P, xr.Dataset]) -> Callable[P, xr.Dataset]:
     flags = re.compile(rf"--({'|'.join(sorted(names, key=len, reverse=True))})\b")
 
     @functools.wraps(function)
-    def call(*args: P.args, **given: P.kwargs) -> xr.Dataset:
+    def call(*args: P.args, **given: P.kwargs) -> Made:
         if unknown := set(given) - {p.name for p in (*own, *keywords)}:
             raise TypeError(f"{function.__name__}() got an unexpected keyword argument {min(unknown)!r}")
         try:
@@ -203,8 +206,29 @@ def _spoken(function: Callable[P, xr.Dataset]) -> Callable[P, xr.Dataset]:
                 raise
             raise type(error)(said) from error
 
-    call.__signature__ = inspect.Signature([*own, *keywords], return_annotation=xr.Dataset)  # type: ignore[attr-defined]
+    call.__signature__ = inspect.Signature([*own, *keywords], return_annotation=hints["return"])  # type: ignore[attr-defined]
     return call
+
+
+@_spoken
+def open_raster(raster: Raster, modality: str | None = None, **options: Unpack[ReadingOptions]) -> xr.DataArray:
+    """Return a raster as a model sees it: (band, y, x) float32, in the modality's unit, NaN where there is no data.
+
+    What the options say is done: offsets and units, masks, warps, parts. A path gives a lazy array of dask, which reads the
+    windows that are asked for; its attributes say what was done. Raises `InputError` and `UsageError`.
+
+    Example: `tmtool.open("S2B_MSIL2A_20240203T143729.SAFE", mask="clouds").sel(band="B04").plot.imshow()`
+
+    Example: `tmtool.open("s1rtc.tif", "S1RTC", unit={"S1RTC": "linear"}, grid="Santiago.tif")`
+    """
+    reading, extent = _reading(options), _extent(options)
+    source = look(
+        _path(raster) if isinstance(raster, (str, os.PathLike)) else raster, modality and find(modality), reading
+    )
+    grid = grid_of({source.modality.name: source}, reading.grid)
+    part = placed(grid, replace(extent, anchor="raster"), Tiling(), source.path)
+    there = on_grid(source, grid, reading.resampling, reading.min_overlap, f"--grid {reading.grid}")
+    return seen(masked(there, grid, reading.mask), part)
 
 
 @_spoken

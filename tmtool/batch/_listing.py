@@ -319,7 +319,7 @@ def _stem(path: str) -> str:
     item = path.rpartition("#")[2] if "#" in name else ""
     if item and is_delivery(path):
         return _as_file_name(item, path)
-    if "{" in name:
+    if "{band}" in name and not os.path.exists(path):
         shared = re.sub(r"[._-]*\{\w+\}[._-]*", ".", name).strip(".")
         return _as_file_name(shared.rpartition(".")[0] or base(os.path.dirname(os.path.abspath(path))), path)
     stem = name.rpartition(".")[0] or name

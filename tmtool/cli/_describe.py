@@ -12,9 +12,9 @@ from tmtool.batch.rates import times
 from tmtool.batch.words import duration, size_text
 from tmtool.models.finetuned.config import TaskConfig
 from tmtool.models.finetuned.config import Tiling as TaskTiling
-from tmtool.names import shown
+from tmtool.names import base, shown
 from tmtool.scene.job import Job, Prepared, Scene, empty_share, prepare
-from tmtool.source import BandValues, Source, pixel_size_m
+from tmtool.source import BandValues, Source, footprint, pixel_size_m, valid_share
 
 _log = logging.getLogger("tmtool")
 
@@ -73,6 +73,14 @@ def _source_facts(source: Source) -> dict[str, Any]:
         "crs": grid.crs.to_string() if grid.crs else None,
         "origin": [grid.transform.c, grid.transform.f],
         "pixel_m": pixel_size_m(grid),
+        "brought": source.brought or None,
+        "unit": source.modality.unit,
+        "unit_because": source.unit_why or "the modality's own",
+        "gain": source.gain,
+        "files": {layer.name: shown(layer.path) for layer in source.delivery.layers} if source.delivery else {},
+        "baseline": source.baseline,
+        "footprint": footprint(source),
+        "valid_share": valid_share(source) if source.scale == 1 else None,
         "values": [_value_facts(values) for values in source.values],
         "warnings": list(source.warnings),
     }
@@ -96,18 +104,39 @@ def _source_lines(facts: dict[str, Any]) -> Iterator[str]:
     yield facts["path"]
     yield f"  taken for     {facts['modality']}, because of {facts['because']}"
     yield f"  bands         {' '.join(f'{band}={number}' for band, number in facts['bands'].items())} ({facts['dtype']})"
+    yield from (f"    {band:<12}{base(path)}" for band, path in facts["files"].items())
+    yield f"  unit          {facts['unit']} ({facts['unit_because']}){_gain(facts['gain'])}"
     yield f"  size          {facts['shape'][0]} rows x {facts['shape'][1]} columns{pixel}"
     origin = f", origin {facts['origin'][0]:.10g}, {facts['origin'][1]:.10g}" if facts["crs"] else ""
     yield f"  georeference  {facts['crs'] or 'none'}{origin}"
+    if facts["brought"]:
+        yield f"  read          {facts['brought']}"
+    if facts["footprint"]:
+        yield "  footprint     {:.6g} to {:.6g} degrees east, {:.6g} to {:.6g} north".format(
+            *_east_first(facts["footprint"])
+        )
+    if facts["valid_share"] is not None:
+        yield f"  valid         about {100 * facts['valid_share']:.3g} % of the pixels"
     yield f"  nodata        {facts['nodata'] or '-'} ({facts['nodata_because']})"
     if facts["alpha"]:
         yield f"  alpha         band {facts['alpha']}; pixels where it is 0 are empty"
     if facts["date"]:
         yield f"  date          {facts['date']} ({facts['date_because']})"
+    if facts["baseline"]:
+        yield f"  baseline      {facts['baseline']}"
     if facts["s2_offset"] is not None:
         yield f"  S2 offset     {facts['s2_offset']:g} ({facts['s2_offset_because']})"
     yield from _value_lines(facts["values"])
     yield from (f"  warning       {warning}" for warning in facts["warnings"])
+
+
+def _gain(gain: float) -> str:
+    return f", values times {gain:.6g}" if gain != 1 else ""
+
+
+def _east_first(box: Sequence[float]) -> tuple[float, float, float, float]:
+    west, south, east, north = box
+    return west, east, south, north
 
 
 def describe_task(config: TaskConfig, tiling: TaskTiling, *, as_json: bool) -> None:

@@ -1,6 +1,6 @@
 """Input rasters: what a file or an array is, whether it can be used, and its pixels and validity window by window."""
 
-from tmtool.source._align import footprint_text, grid_of, masked, on_grid
+from tmtool.source._align import footprint, grid_of, masked, on_grid
 from tmtool.source._extent import Place, placed
 from tmtool.source._grids import centres, pixel_size_m
 from tmtool.source._held import Held
@@ -8,6 +8,7 @@ from tmtool.source._inspection import band_names, inspect
 from tmtool.source._masks import ShapeMask
 from tmtool.source._opening import Source, opened
 from tmtool.source._reader import Reader, set_block_cache
+from tmtool.source._sample import valid_share
 from tmtool.source._tokens import token_source
 from tmtool.source._units import units_of
 from tmtool.source._values import BandValues
@@ -23,7 +24,7 @@ __all__ = [
     "absolute",
     "band_names",
     "centres",
-    "footprint_text",
+    "footprint",
     "grid_of",
     "inspect",
     "masked",
@@ -34,4 +35,5 @@ __all__ = [
     "set_block_cache",
     "token_source",
     "units_of",
+    "valid_share",
 ]

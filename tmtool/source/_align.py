@@ -173,15 +173,18 @@ def _check_overlap(source: Source, grid: Grid, least: float, reference: str) -> 
         raise InputError(
             f"{source.path}: {'does not overlap' if share <= 0 else f'covers {100 * share:.2g} % of'} the grid of {reference}"
             f"{'' if share <= 0 else f', expected at least {100 * least:g} % (--min-overlap)'}. It lies in "
-            f"{footprint_text(source)}, the grid in {_box_text(*_corners(grid))}."
+            f"{_box_text(*_outline(source, CRS.from_epsg(4326)))}, the grid in {_box_text(*_corners(grid))}."
         )
 
 
-def footprint_text(source: Source) -> str:
-    """Return where a raster lies, in degrees; nothing where it has no CRS."""
+def footprint(source: Source) -> tuple[float, float, float, float] | None:
+    """Return where a raster's file lies, as west, south, east, north in degrees; None where it has no CRS."""
+    if source.own is not None and source.own.transform != Affine.identity():
+        source = replace(source, grid=source.own)
     if source.grid.crs is None and not source.points:
-        return ""
-    return _box_text(*_outline(source, CRS.from_epsg(4326)))
+        return None
+    xs, ys = _outline(source, CRS.from_epsg(4326))
+    return float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys))
 
 
 def _corners(grid: Grid) -> tuple[Sequence[float], Sequence[float]]:

@@ -119,7 +119,7 @@ def _identify(
         modality, why = _guess(found, len(data), set(named), used.values())
         modality = used.get(modality.name, modality)
     else:
-        modality, why = asked, "--in"
+        modality, why = asked, f"--in; it is {found.delivery.kind}" if found.delivery else "--in"
     whole = MODALITIES.get(modality.name, modality)
     if len(modality.bands) < len(whole.bands) == len(data) and not set(named) & set(
         whole.bands

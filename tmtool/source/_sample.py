@@ -56,6 +56,13 @@ def _valid(reader: Reader, shape: tuple[int, int], wanted: int) -> Iterator[Floa
             return
 
 
+def valid_share(source: Source) -> float:
+    """Return the share of valid pixels in small windows all over a raster. Raises `ReadError`."""
+    windows = dict.fromkeys(_window(source.grid.shape, (1, 1), *divmod(k, 5)) for k in range(25))
+    with Reader(source) as reader:
+        return float(np.mean([reader.read(window)[1].mean() for window in windows]))
+
+
 def _window(shape: tuple[int, int], block: tuple[int, int], row: int, col: int) -> Window:
     """Return the window at a place of the lattice, begun where a block does, so that few blocks are decoded."""
     height, width = (min(_SIDE, n) for n in shape)
