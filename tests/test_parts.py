@@ -284,3 +284,65 @@ def test_parts_that_cannot_be(
     assert result.exit_code == 2
     assert text in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+# --- On workers, resumed, from Python ---
+
+
+def test_a_part_on_workers_and_lazily(tmtool: Any, scene: Any, whole: dict[str, np.ndarray], tmp_path: Path) -> None:
+    from tmtool import generate
+
+    path, _, transform = scene
+    args = ("generate", path, "--out", "LULC,S1GRD", *DEMO, "--window", "100,20,130,270")
+    facts = made(tmtool, tmp_path, *args, "--cluster", "local:2")
+    np.testing.assert_array_equal(read(facts["products"]["S1GRD"]), whole["S1GRD"][:, 20:290, 100:230])
+    how: Any = {"model": "demo", "crop": 96, "stride": 48, "precision": "fp32", "batch_size": 4, "timesteps": 2}
+    lazy = generate(path, "LULC,S1GRD", window=(100, 20, 130, 270), blocks=3, **how)
+    assert lazy.S1GRD.chunks is not None
+    assert len(lazy.S1GRD.chunks[1]) >= 3
+    assert lazy.rio.transform() == transform * Affine.translation(100, 20)
+    np.testing.assert_array_equal(lazy.S1GRD.values, whole["S1GRD"][:, 20:290, 100:230])
+
+
+def test_a_part_is_resumed(
+    tmtool: Any, scene: Any, whole: dict[str, np.ndarray], tmp_path: Path, monkeypatch: Any
+) -> None:
+    from tmtool.files.journal import Journal
+
+    path = scene[0]
+    args = ("generate", path, "--out", "LULC,S1GRD", *DEMO, "--window", "100,20,130,270", *TILES, "-o", tmp_path)
+    add, rows = Journal.add, []
+
+    def stop(self: Journal, record: Any) -> None:
+        add(self, record)
+        rows.append(record.row)
+        if len(rows) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tmtool(*args)
+    monkeypatch.setattr(Journal, "add", add)
+    result = tmtool(*args, "--json")
+    assert result.exit_code == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["from_row"] >= rows[1] > 20
+    assert "resuming an earlier run from row" in result.stderr
+    np.testing.assert_array_equal(read(facts["products"]["S1GRD"]), whole["S1GRD"][:, 20:290, 100:230])
+
+
+def test_parts_side_by_side(
+    tmtool: Any, scene: Any, whole: dict[str, np.ndarray], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Where memory is short the part is made in narrower ones."""
+    from tmtool.scene.run import Runner
+
+    fitting = Runner._fitting
+    monkeypatch.setattr(
+        Runner,
+        "_fitting",
+        lambda self, prepared, spec, batch, parts: (fitting(self, prepared, spec, batch, parts)[0], 3),
+    )
+    facts = made(tmtool, tmp_path, "reconstruct", scene[0], *DEMO, "--window", "60,20,250,200")
+    np.testing.assert_array_equal(read(facts["products"]["S2L2A_rec"]), whole["S2L2A_rec"][:, 20:220, 60:310])
+    assert facts["measured"]

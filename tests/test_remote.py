@@ -80,7 +80,7 @@ def test_links_are_signed(tmtool: Any, identity: str, tmp_path: Path, monkeypatc
         assert b"signed=yes" not in Path(result.stdout.strip()).read_bytes()
         result = tmtool(*args, "--overwrite", "--sign", "echo no key >&2; exit 3")
     assert result.exit_code == 2
-    assert "--sign echo: could not sign http://127.0.0.1" in result.stderr
+    assert "could not sign http://127.0.0.1" in result.stderr
     assert "no key" in result.stderr
     os.environ.pop("TMTOOL_SIGN", None)
 
@@ -112,7 +112,7 @@ def test_what_breaks_off_is_retried_then_failed(
 
 
 @pytest.mark.parametrize(
-    ("route", "text"), [("nowhere.json", "the server answers 404"), ("page.json", "cannot be read as STAC")]
+    ("route", "text"), [("nowhere.json", "the server answers 404"), ("page.json", "is no JSON")]
 )
 def test_items_that_cannot_be_fetched(tmtool: Any, identity: str, tmp_path: Path, route: str, text: str) -> None:
     folder = tmp_path / "www"

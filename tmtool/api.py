@@ -62,7 +62,7 @@ from tmtool.settings import (
 )
 from tmtool.source import grid_of, masked, on_grid, placed, units_of
 from tmtool.source import inspect as look
-from tmtool.source.deliveries.stac import SIGN
+from tmtool.source.deliveries.stac import set_sign
 from tmtool.tasks import Embed, Generate, Reconstruct, Task, Tokenize
 from tmtool.tasks.predict import ProbabilityType, TaskFiles, task_of
 
@@ -223,7 +223,9 @@ def open_raster(raster: Raster, modality: str | None = None, **options: Unpack[R
     """
     reading, extent = _reading(options), _extent(options)
     source = look(
-        _path(raster) if isinstance(raster, (str, os.PathLike)) else raster, modality and find(modality), reading
+        _path(raster) if isinstance(raster, (str, os.PathLike)) else raster,
+        find(modality) if modality else None,
+        reading,
     )
     grid = grid_of({source.modality.name: source}, reading.grid)
     part = placed(grid, replace(extent, anchor="raster"), Tiling(), source.path)
@@ -378,7 +380,7 @@ def _folder(weights: str | os.PathLike[str] | None) -> str | None:
 
 def _reading(options: Mapping[str, Any]) -> Reading:
     if options.get("sign"):
-        os.environ[SIGN] = options["sign"]
+        set_sign(options["sign"])
     said = {f.name: options[f.name] for f in fields(Reading) if options.get(f.name) is not None}
     masks, units = said.pop("mask", ()), said.pop("unit", {})
     masks = masks.split(",") if isinstance(masks, str) else masks

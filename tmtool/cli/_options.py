@@ -689,13 +689,11 @@ class ReadingOptions:
 
     def reading(self) -> Reading:
         """Return how inputs are read. Raises `UsageError`."""
-        import os
-
         from tmtool.source import units_of
-        from tmtool.source.deliveries.stac import SIGN
+        from tmtool.source.deliveries.stac import set_sign
 
         if self.sign:
-            os.environ[SIGN] = self.sign  # where links are resolved, also in processes of a local cluster
+            set_sign(self.sign)
         masks = tuple(name for text in self.mask or () for name in split(text))
         return Reading(
             self.s2_offset,
