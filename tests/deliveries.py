@@ -193,6 +193,11 @@ def eopf(folder: Path, level: str = "L2A", *, consolidated: bool = True, affine:
                 array.attrs.update({"_ARRAY_DIMENSIONS": ["y", "x"], "_eopf_attrs": said, **said, "proj:epsg": 32719})
                 if affine:
                     array.attrs["proj:transform"] = [*t[:6], 0, 0, 1]
+    if level == "L2A":  # B01 is in it at 20 m too, and not taken
+        finer = root.create_array(
+            f"{group.path.rpartition('/')[0]}/r20m/b01", data=np.full((SHAPE[0] // 2, SHAPE[1] // 2), 77, np.uint16)
+        )
+        finer.attrs.update({"_ARRAY_DIMENSIONS": ["y", "x"], **said})
     mask = classes() if level == "L2A" else np.zeros((SHAPE[0] // 6, SHAPE[1] // 6), np.uint8)
     if level == "L2A":
         place = "conditions/mask/l2a_classification/r20m/scl"
@@ -203,7 +208,7 @@ def eopf(folder: Path, level: str = "L2A", *, consolidated: bool = True, affine:
     array = root.require_group(group).create_array(name, data=mask, chunks=(32, 32))
     array.attrs["_ARRAY_DIMENSIONS"] = ["y", "x"]
     if level == "L1C":
-        array.attrs.update({"flag_masks": [1, 2, 4], "flag_meanings": "OPAQUE CIRRUS SNOW_ICE"})
+        array.attrs.update({"flag_masks": [1, 2, 4], "flag_meanings": ["OPAQUE", "CIRRUS", "SNOW_ICE"]})
     if consolidated:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

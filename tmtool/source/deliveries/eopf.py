@@ -5,9 +5,10 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+import rasterio
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.errors import CRSError
+from rasterio.errors import CRSError, RasterioIOError
 
 from tmtool.errors import InputError
 from tmtool.modality import MODALITIES
@@ -15,6 +16,11 @@ from tmtool.source._delivery import Delivery, Flags, Layer
 
 _BANDS = "measurements/reflectance"
 _SIZES = ("r10m", "r20m", "r60m")
+_NATIVE = {  # L2A has bands at coarser sizes too, and B01 at a finer one
+    **dict.fromkeys(("B02", "B03", "B04", "B08"), "r10m"),
+    **dict.fromkeys(("B05", "B06", "B07", "B8A", "B11", "B12"), "r20m"),
+    **dict.fromkeys(("B01", "B09", "B10"), "r60m"),
+}
 _SCL = "conditions/mask/l2a_classification/r20m/scl"
 _CLASSI = "conditions/mask/l1c_classification/r60m/b00"
 _CLASSES = {"clouds": (8, 9), "shadow": (3,), "cirrus": (10,), "snow": (11,)}
@@ -47,7 +53,16 @@ def _top(archive: zipfile.ZipFile) -> str | None:
 def read(path: str) -> Delivery:
     """Return an EOPF product's bands, and what its metadata says of them. Raises `InputError`."""
     path = path.rstrip("/")
-    root, name = _opened(path)
+    try:
+        root, name = _opened(path)
+        return _product(path, root, name)
+    except (FileNotFoundError, ValueError) as error:  # no metadata; no JSON
+        raise InputError(
+            f"{path}: its Zarr metadata is missing or damaged ({error}); download the product again."
+        ) from error
+
+
+def _product(path: str, root: Any, name: str) -> Delivery:
     about = _about(root)
     level = (
         "L2A"
@@ -57,7 +72,9 @@ def read(path: str) -> Delivery:
     modality = MODALITIES[f"S2{level}"]
     places = {band: _place(path, root, band) for band in modality.bands}
     gain, offset = _scale(path, {band: root[place] for band, place in places.items()})
-    finest = root[places["B02"]]
+    first = min(places.values())  # by the name of its group, r10m
+    finest = root[first]
+    _refuse_unreadable(path, root, f'ZARR:"{name}":/{first}')
     date = about.get("datetime") or about.get("start_datetime")
     baseline = about.get("processing:version") or about.get("s2:processing_baseline")
     tags = {"ACQUISITIONDATETIME": date, "PROCESSING_BASELINE": baseline, "SPACECRAFT": about.get("platform")}
@@ -73,7 +90,7 @@ def read(path: str) -> Delivery:
         tags={key: str(value) for key, value in tags.items() if value},
         flags=_flags(root, name),
         crs=_crs(path, finest, about, root),
-        transform=_transform(path, root, finest, places["B02"]),
+        transform=_transform(path, root, finest, first),
         shape=finest.shape,
     )
 
@@ -93,6 +110,18 @@ def _opened(path: str) -> tuple[Any, str]:
     return zarr.open_group(store, mode="r", path=top), f"{where}/{top}" if top else where
 
 
+def _refuse_unreadable(path: str, root: Any, opens: str) -> None:
+    """Raise `InputError` for Zarr v3 where GDAL cannot read it."""
+    if root.metadata.zarr_format == 2:
+        return
+    try:
+        rasterio.open(opens).close()
+    except RasterioIOError as error:
+        raise InputError(
+            f"{path}: is Zarr v3, which GDAL {rasterio.__gdal_version__} does not read ({error}); expected v2. Get the product as v2."
+        ) from error
+
+
 def _about(root: Any) -> Mapping[str, Any]:
     """Return the properties of the product's STAC metadata."""
     discovery = root.attrs.get("stac_discovery") or {}
@@ -101,9 +130,9 @@ def _about(root: Any) -> Mapping[str, Any]:
 
 
 def _place(path: str, root: Any, band: str) -> str:
-    """Return where a band lies, at its finest size."""
+    """Return where a band lies: at its own size, else the finest there is."""
     name = band.lower()
-    for size in _SIZES:
+    for size in (_NATIVE[band], *_SIZES):
         if f"{_BANDS}/{size}/{name}" in root:
             return f"{_BANDS}/{size}/{name}"
     raise InputError(f"{path}: has no {band} in {_BANDS}; the product is not whole. Download it again.")
@@ -111,9 +140,12 @@ def _place(path: str, root: Any, band: str) -> str:
 
 def _scale(path: str, bands: Mapping[str, Any]) -> tuple[float, float]:
     """Return gain and offset to DN of reflectance x 10 000."""
-    found = {
-        (float(_said(array, "scale_factor", 1e-4)), float(_said(array, "add_offset", 0.0))) for array in bands.values()
-    }
+    if unsaid := [band for band, array in bands.items() if not _said(array, "scale_factor")]:
+        raise InputError(
+            f"{path}: its {' '.join(unsaid)} have no scale_factor; expected 0.0001, as ESA's products have it, with add_offset. "
+            "Get the product from ESA."
+        )
+    found = {(float(_said(a, "scale_factor")), float(_said(a, "add_offset", 0.0))) for a in bands.values()}
     if len(found) > 1:
         raise InputError(
             f"{path}: its bands have several scales and offsets ({sorted(found)}); tmtool takes one for all."
@@ -165,6 +197,7 @@ def _flags(root: Any, name: str) -> dict[str, tuple[Flags, ...]]:
     if _CLASSI not in root:
         return {}
     array, layer = root[_CLASSI], Layer("CLASSI", f'ZARR:"{name}":/{_CLASSI}')
-    meanings, masks = str(_said(array, "flag_meanings", "")).split(), _said(array, "flag_masks", ())
+    meanings, masks = _said(array, "flag_meanings", ""), _said(array, "flag_masks", ())
+    meanings = meanings.split() if isinstance(meanings, str) else meanings  # ESA writes a list, CF has words
     bits = {_BITS[m.upper()]: int(bit) for m, bit in zip(meanings, masks, strict=False) if m.upper() in _BITS}
-    return {word: (Flags(layer, tuple(v for v in range(1, 8) if v & bit)),) for word, bit in bits.items()}
+    return {word: (Flags(layer, tuple(v for v in range(2 * max(masks)) if v & bit)),) for word, bit in bits.items()}
