@@ -111,9 +111,7 @@ def test_what_breaks_off_is_retried_then_failed(
         assert "is damaged or truncated; reading rows" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("route", "text"), [("nowhere.json", "the server answers 404"), ("page.json", "is no JSON")]
-)
+@pytest.mark.parametrize(("route", "text"), [("nowhere.json", "the server answers 404"), ("page.json", "is no JSON")])
 def test_items_that_cannot_be_fetched(tmtool: Any, identity: str, tmp_path: Path, route: str, text: str) -> None:
     folder = tmp_path / "www"
     folder.mkdir()

@@ -6,8 +6,8 @@ Each takes a raster and gives an `xarray.Dataset`, whose values are the command'
   it. Its modality is inferred and checked as for a file, from band names (its `long_name` or `band`), tags, count and
   dtype; `modality` sets it, like the command's `--in`. Its CRS, affine and nodata are what `.rio` says.
   Float arrays with NaN for nodata (`masked=True`) are as good as integers with a nodata value.
-- for `generate`, `embed` and `predict` also a dict of them by modality, all on one grid; for `embed`
-  and `predict` with a list of them, in order of time, where there are several dates of one.
+- for `generate`, `embed` and `predict` also a dict of them by modality: files are warped to the first one's grid, arrays
+  have to lie on it; for `embed` and `predict` with a list of them, in order of time, where there are several dates of one.
 
 A path, or an array backed by dask, gives a lazy Dataset: for each block of rows, one dask task computes all products.
 By default blocks repeat at most 7 % of the tiles; `blocks` asks for more and smaller ones. Compute or store

@@ -22,7 +22,8 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="INPUT",
-        help="Rasters: files, folders, globs, anything GDAL opens (/vsicurl/..., VRT), or - for a list on standard input.",
+        help="Rasters: files, folders, globs, anything GDAL opens (/vsicurl/..., VRT), Sentinel-2 products (.SAFE, EOPF .zarr, zips), "
+        "STAC items, name_{band}.tif; or - for a list on standard input.",
         show_default=False,
     ),
 ]
@@ -107,7 +108,7 @@ Ins = Annotated[
         rich_help_panel=IO,
         show_default="found out from names, tags and band count",
         help=f"What the inputs are, of {', '.join(INPUTS)}; or, once for each modality of one scene, MOD=FILE in place of "
-        "INPUT, all on one grid.",
+        "INPUT; or MOD=FOLDER or a pattern such as s1/{stem}*.tif for many scenes, {date} for dates.",
     ),
 ]
 OutputDir = Annotated[

@@ -468,7 +468,7 @@ def _signed_by(command: str, path: str, href: str) -> str:
     if done.returncode or not found.startswith(_HTTP) or len(found.split()) != 1:
         why = shown(done.stderr.strip()) or f"it ended with {done.returncode} and printed no single URL"
         raise InputError(
-            f"{path}: the command of --sign (or {SIGN}) could not sign {shown(href)}: {why}. It gets a URL on standard input and prints one."
+            f"{path}: --sign (or {SIGN}) could not sign {shown(href)}: {why}. It gets a URL on standard input and prints one."
         )
     return found
 
