@@ -101,6 +101,13 @@ def assert_same(out: Path, plain: Path) -> None:
             assert made.tags(1) == expected.tags(1)  # statistics
 
 
+def test_local_processes_run_no_profiler() -> None:
+    """Dask's may deadlock with a thread that starts, in CPython before 3.11.8."""
+    with connect("local:1") as client:
+        found = client.run(lambda dask_worker: "profile" in dask_worker.periodic_callbacks)
+    assert list(found.values()) == [False]
+
+
 def test_local_processes_make_the_same_pixels(scene: Path, plain: Path, tmp_path: Path) -> None:
     done = run("generate", scene, *DEMO, "-o", tmp_path, "--cluster", "local:2")
     assert done.returncode == 0, done.stderr

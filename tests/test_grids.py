@@ -271,6 +271,18 @@ def test_other_grids_from_the_command_line(tmtool: Any, make_raster: Any, identi
         assert (src.crs, src.transform.a) == (NEXT_ZONE, 320)
 
 
+def test_generate_from_both(tmtool: Any, make_raster: Any, tmp_path: Path) -> None:
+    s2 = make_raster(smooth(12, 96, 128, 500, 3000).astype(np.uint16), "s2.tif", nodata=0)
+    s1, _ = radar(make_raster, around(replace(GRID, shape=(96, 128)), NEXT_ZONE, 20, 100), nodata=0)
+    args = ("--in", f"S2L2A={s2}", "--in", f"S1RTC={s1}", "--unit", "S1RTC=linear", "--model", "demo", "--timesteps", 2)
+    result = tmtool("generate", *args, "--out", "LULC,NDVI", "-o", tmp_path / "out", "--crop", 64, "--stride", 32)
+    assert result.exit_code == 0, result.stderr
+    for path in result.stdout.split():
+        with rasterio.open(path) as src:
+            assert (src.crs, src.transform) == (GRID.crs, TRANSFORM)
+            assert 0.2 < (src.read_masks(1) > 0).mean() < 0.95  # what radar does not cover
+
+
 def test_a_scene_in_degrees_is_brought_to_metres(tmtool: Any, make_raster: Any, identity: str, tmp_path: Path) -> None:
     dem = make_raster(
         smooth(1, 90, 100, 100, 900), "dem.tif", crs="EPSG:4326", transform=Affine(1e-4, 0, -70.07, 0, -1e-4, -33.43)

@@ -295,7 +295,8 @@ def test_a_part_on_workers_and_lazily(tmtool: Any, scene: Any, whole: dict[str, 
     path, _, transform = scene
     args = ("generate", path, "--out", "LULC,S1GRD", *DEMO, "--window", "100,20,130,270")
     facts = made(tmtool, tmp_path, *args, "--cluster", "local:2")
-    np.testing.assert_array_equal(read(facts["products"]["S1GRD"]), whole["S1GRD"][:, 20:290, 100:230])
+    # workers have one thread; this process has what earlier tests left it
+    np.testing.assert_allclose(read(facts["products"]["S1GRD"]), whole["S1GRD"][:, 20:290, 100:230], atol=1e-4)
     how: Any = {"model": "demo", "crop": 96, "stride": 48, "precision": "fp32", "batch_size": 4, "timesteps": 2}
     lazy = generate(path, "LULC,S1GRD", window=(100, 20, 130, 270), blocks=3, **how)
     assert lazy.S1GRD.chunks is not None

@@ -16,6 +16,7 @@ from tests import finetuned
 from tests.conftest import ROOT, TRANSFORM
 from tests.hub import serving
 from tests.test_task_config import BURN_SCARS, FLOOD
+from tmtool import open as tmtool_open
 from tmtool import predict
 from tmtool.errors import UsageError
 from tmtool.models.finetuned.config import read_config
@@ -220,6 +221,42 @@ def test_dates_from_python(tmtool: Any, tmp_path: Path) -> None:
     task_file = checkpoint.with_name("task.yaml")
     found = predict(rasters, checkpoint, task_file, means="pretraining", stds="pretraining", **tiles)
     np.testing.assert_array_equal(found["pred"].values, read(facts["products"]["pred"])[0])
+
+
+def test_radar_on_another_grid(tmtool: Any, tmp_path: Path) -> None:
+    """Linear power at 20 m of the next zone, with an empty wedge, beside four dates of optical ones: as if it had been warped before."""
+    config, _, checkpoint = task(tmp_path, FLOOD, means="pretraining", stds="pretraining")
+    scene = finetuned.scene_of(config, 96, 96, 4)
+    (x,), (y,) = rasterio.warp.transform("EPSG:32719", "EPSG:32718", [TRANSFORM.c], [TRANSFORM.f])
+    there = {
+        "crs": "EPSG:32718",
+        "transform": rasterio.Affine(20, 0, round(x) - 200, 0, -20, round(y) + 200),
+        "nodata": 0,
+    }
+    rows, cols = np.indices((90, 90))
+    inputs, warped = [], []
+    for name, values in scene.items():
+        for date in range(1 if name == "DEM" else 4):
+            path = raster(tmp_path / f"{name}{date}.tif", values[:, date])
+            own = path
+            if name == "S1RTC":
+                power = np.random.default_rng(date).uniform(0.01, 0.4, (2, 90, 90)).astype(np.float32)
+                power[:, rows > 1.3 * cols] = 0
+                own = tmp_path / f"power{date}.tif"
+                with rasterio.open(
+                    own, "w", driver="GTiff", count=2, height=90, width=90, dtype="float32", **there
+                ) as dst:
+                    dst.write(power)
+                seen = tmtool_open(own, "S1RTC", unit={"S1RTC": "linear"}, grid=str(tmp_path / "S2L2A0.tif"))
+                raster(path, seen.values, nodata=float("nan"))
+            inputs += ["--in", f"{name}={own}"]
+            warped += ["--in", f"{name}={path}"]
+    known = ("--means", "pretraining", "--stds", "pretraining", "--probabilities")
+    found = predicted(tmtool, tmp_path / "out", checkpoint, *inputs, *known, "--unit", "S1RTC=linear")
+    before = predicted(tmtool, tmp_path / "before", checkpoint, *warped, *known)
+    np.testing.assert_array_equal(read(found["products"]["pred"]), read(before["products"]["pred"]))
+    np.testing.assert_array_equal(read(found["products"]["prob"]), read(before["products"]["prob"]))
+    assert 0.2 < (read(found["products"]["pred"]) == 255).mean() < 0.8  # the wedge
 
 
 def test_on_workers_as_alone(tmtool: Any, burned: Any, tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ _LOOK_S = 30.0
 """How often a long wait for a block checks that there are workers at all."""
 _SPAWNED_WITH = "distributed.nanny.pre-spawn-environ"
 """What Dask sets for its workers, and for this process: else one thread for numeric libraries, and a threshold of malloc."""
+_NO_PROFILE = {"distributed.worker.profile.enabled": False}
+"""Dask's profiler calls `sys._current_frames`, in which CPython before 3.11.8 may deadlock with a thread that starts (gh-106883)."""
 _AHEAD = 2
 """Blocks in flight for each worker: one that it computes, and one that it finds when it is done."""
 
@@ -130,7 +132,7 @@ def _local(environments: Sequence[Mapping[str, str]]) -> Any:
     }
     scheduler = {"cls": distributed.Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
     shared = {"OMP_WAIT_POLICY": "PASSIVE"} if len(environments) > 1 else {}
-    with import_module("dask").config.set({_SPAWNED_WITH: shared}):
+    with import_module("dask").config.set({_SPAWNED_WITH: shared} | _NO_PROFILE):
         return distributed.SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
 
 

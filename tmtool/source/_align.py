@@ -39,10 +39,13 @@ def grid_of(sources: Mapping[str, Source], asked: str) -> Grid:
     first = next(iter(sources.values()))
     if not asked:
         return first.grid
-    if asked.upper() in sources or asked.upper() in MODALITIES:
-        if asked.upper() not in sources:
-            raise UsageError(f"--grid {asked}: no input is {asked.upper()}; inputs are {', '.join(sources)}.")
-        return sources[asked.upper()].grid
+    by_name = {source.modality.name: source.grid for source in reversed([*sources.values()])}  # of several dates the first
+    if asked.upper() in MODALITIES:
+        if asked.upper() not in by_name:
+            raise UsageError(
+                f"--grid {asked}: no input is {asked.upper()}; inputs are {', '.join(dict.fromkeys(sources))}."
+            )
+        return by_name[asked.upper()]
     if found := _AT.fullmatch(asked):
         return _around(first, found["crs"], float(found["size"]), asked)
     try:
