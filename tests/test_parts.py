@@ -173,14 +173,27 @@ def test_a_small_area_costs_its_share(tmtool: Any, scene: Any, tmp_path: Path) -
 # --- Pinned to the grid ---
 
 
-@pytest.mark.parametrize("command", [("generate", "--out", "LULC,S1GRD", *DEMO), ("embed", "--model", "demo")])
-def test_crops_agree_where_both_have_full_context(
-    tmtool: Any, scene: Any, tmp_path: Path, command: tuple[Any, ...]
+OVERLAPPING = {  # row, col, height, width
+    "crops": {"a": (0, 0, 270, 290), "b": (37, 51, 263, 289)},
+    "neighbours": {"a": (0, 0, 300, 290), "b": (0, 61, 300, 279)},
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        (("generate", "--out", "LULC,S1GRD", *DEMO), "crops"),
+        (("generate", "--out", "LULC,S1GRD", *DEMO), "neighbours"),
+        (("embed", "--model", "demo"), "crops"),
+    ],
+)
+def test_overlapping_scenes_agree_where_both_have_full_context(
+    tmtool: Any, scene: Any, tmp_path: Path, command: tuple[Any, ...], kind: str
 ) -> None:
     _, values, transform = scene
     with rasterio.open(scene[0]) as src:
         crs = src.crs
-    boxes = {"a": (0, 0, 270, 290), "b": (37, 51, 263, 289)}  # row, col, height, width
+    boxes = OVERLAPPING[kind]
     found: dict[str, list[tuple[np.ndarray, Affine]]] = {}
     for stem, (row, col, height, width) in boxes.items():
         path = crop(tmp_path / f"{stem}.tif", values, transform, crs, row, col, height=height, width=width)
