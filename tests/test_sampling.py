@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from terratorch.models.backbones.terramind.model import generate
 from terratorch.models.backbones.terramind.tokenizer.scheduling import DDIMScheduler
 
 from tmtool.errors import UsageError
 from tmtool.models import Sampling
 from tmtool.models import _noise as noise
-from tmtool.models.terramind._sampling import _descending, ddim, draw_tokens, linear_schedule
+from tmtool.models.terramind._sampling import _descending, ddim, dpm, draw_tokens, linear_schedule, quadratic
 
 
 def no_noise(cells: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -126,6 +127,51 @@ def test_ddim_is_terratorchs_scheduler(timesteps: int, clip: float | None) -> No
         x = scheduler.step(predict(x, int(t)), t, x).prev_sample
     mine = ddim(predict, start, scheduler.alphas_cumprod, timesteps, clip)
     torch.testing.assert_close(mine, x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 4, 10, 40])
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_dpm_is_diffusers_solver(timesteps: int, clip: float | None, terminal: bool) -> None:
+    scheduler = DPMSolverMultistepScheduler(
+        beta_schedule="linear",
+        prediction_type="sample",
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        final_sigmas_type="zero",
+        rescale_betas_zero_snr=terminal,
+    )
+    asked = quadratic(1000, timesteps)
+    scheduler.set_timesteps(timesteps=asked)
+    start = torch.randn(2, 3, 8, 8)
+
+    def predict(x: torch.Tensor, t: int) -> torch.Tensor:
+        return torch.tanh(x) * 2 + t / 1000
+
+    def clipped(x0: torch.Tensor) -> torch.Tensor:
+        return x0 if clip is None else x0.clamp(-clip, clip)
+
+    x = start
+    for t in scheduler.timesteps:
+        x = scheduler.step(clipped(predict(x, int(t))), t, x).prev_sample
+    mine = dpm(predict, start, scheduler.alphas_cumprod, timesteps, clip)
+    torch.testing.assert_close(mine, x, rtol=1e-4, atol=1e-4)
+
+
+def test_pure_noise_is_no_signal() -> None:
+    """diffusers gives it a share of 2**-24; here the first estimate alone decides."""
+    alphas = torch.cat([torch.linspace(0.999, 0.01, 999), torch.zeros(1)])
+    found = dpm(lambda x, t: torch.full_like(x, t / 1000), torch.randn(1, 1, 4, 4), alphas, 4, None)
+    assert torch.equal(found, torch.full((1, 1, 4, 4), quadratic(1000, 4)[-1] / 1000))
+    seen = []
+    dpm(lambda x, t: seen.append(x) or x * 0, torch.ones(1, 1, 1, 1), alphas, 3, None)
+    assert all(torch.isfinite(x).all() for x in seen)
+
+
+def test_quadratic_timesteps() -> None:
+    assert quadratic(1000, 4) == [999, 446, 115, 4]
+    assert quadratic(1000, 1) == [999]
+    assert quadratic(1000, 500)[-3:] == [6, 5, 4] or len(quadratic(1000, 500)) < 500
 
 
 @pytest.mark.parametrize(

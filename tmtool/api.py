@@ -57,6 +57,7 @@ from tmtool.settings import (
     Resampling,
     RunSettings,
     Sampling,
+    Solver,
     Tiling,
     Vectors,
 )
@@ -122,7 +123,8 @@ class _Drawing(TypedDict, total=False):
 class _Decoding(TypedDict, total=False):
     """Keywords of functions that decode tokens."""
 
-    timesteps: int
+    solver: Solver
+    timesteps: int | None
     clip_sigma: float | None
 
 

@@ -1,9 +1,9 @@
 """What a user can set, with defaults and limits: one declaration each. Imports nothing heavy, so that help is quick."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tmtool.errors import UsageError
 
@@ -17,6 +17,10 @@ Compile = Literal["auto", "on", "off"]
 Resampling = Literal["auto", "nearest", "bilinear", "cubic", "average"]
 Codes = Literal["terramind", "esri", "worldcover", "dynamicworld"]
 Anchor = Literal["raster", "grid"]
+Solver = Literal["ddim", "dpm"]
+
+TIMESTEPS: Mapping[Solver, int] = {"ddim": 10, "dpm": 4}
+"""How often each solver evaluates the decoder, unless asked otherwise."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +86,30 @@ class Tiling:
 class Sampling:
     """How tokens are drawn and decoded; the names are the command line's.
 
-    Temperature 0 takes the likeliest token. `clip_sigma` clamps the diffusion's estimate to so many standard
-    deviations around the mean at each step; None does not.
+    Temperature 0 takes the likeliest token. `solver` runs the diffusion, in `timesteps` evaluations of the decoder, or as many as
+    it usually takes if that is None. `clip_sigma` clamps the diffusion's estimate to so many standard deviations around the
+    mean at each step; None does not.
     """
 
     top_p: float = 0.8
     top_k: int = 0
     temperature: float = 1.0
     decoding_steps: int = 1
-    timesteps: int = 10
+    timesteps: int | None = None
     clip_sigma: float | None = None
+    solver: Solver = "ddim"
+
+    @property
+    def steps(self) -> int:
+        """How often the decoder is evaluated."""
+        return TIMESTEPS[self.solver] if self.timesteps is None else self.timesteps
+
+    def said(self) -> dict[str, Any]:
+        """Return what decides pixels, for the provenance: the solver only where it is not TerraTorch's."""
+        facts = asdict(self) | {"timesteps": self.steps}
+        if self.solver == "ddim":
+            del facts["solver"]
+        return facts
 
     def check(self) -> None:
         """Raise `UsageError` for a value that cannot work."""
@@ -100,7 +118,7 @@ class Sampling:
             ("--top-k", self.top_k, 0, 15_360),
             ("--temperature", self.temperature, 0, 100),
             ("--decoding-steps", self.decoding_steps, 1, 4096),
-            ("--timesteps", self.timesteps, 1, 1000),
+            ("--timesteps", self.steps, 1, 1000),
         )
         for name, value, low, high in bounds:
             if not low <= value <= high:

@@ -389,7 +389,22 @@ DecodingSteps = Annotated[
     ),
 ]
 Timesteps = Annotated[
-    int, typer.Option("--timesteps", rich_help_panel=_SAMPLING, help="Diffusion steps that decode tokens to pixels.")
+    int | None,
+    typer.Option(
+        "--timesteps",
+        rich_help_panel=_SAMPLING,
+        show_default="10; of dpm 4",
+        help="Diffusion steps that decode tokens to pixels: how often the decoder runs.",
+    ),
+]
+SolverOption = Annotated[
+    settings.Solver,
+    typer.Option(
+        "--solver",
+        rich_help_panel=_SAMPLING,
+        help="What takes those steps: ddim, as TerraTorch; or dpm, DPM-Solver++ of second order, which needs 4 of them to come "
+        "nearer to the decoder's own limit than ddim with 10.",
+    ),
 ]
 ClipSigma = Annotated[
     float | None,
@@ -776,6 +791,7 @@ class DrawingOptions:
 class DecodingOptions:
     """How tokens are decoded."""
 
+    solver: SolverOption = Sampling.solver
     timesteps: Timesteps = Sampling.timesteps
     clip_sigma: ClipSigma = Sampling.clip_sigma
 

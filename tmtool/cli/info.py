@@ -18,6 +18,7 @@ def info(
     out: o.Out = "S1GRD,LULC",
     in_: o.Ins = None,
     model: o.Model = RunSettings.model,
+    solver: o.SolverOption = Sampling.solver,
     timesteps: o.Timesteps = Sampling.timesteps,
     json_: o.Json = False,
 ) -> None:
@@ -45,6 +46,8 @@ def info(
                 return
             job = o.job_of(asked, reading, o.OutputOptions(), compute, tiles)
         else:
-            generate = Generate(tuple(output_named(name) for name in o.split(out)), Sampling(timesteps=timesteps))
+            generate = Generate(
+                tuple(output_named(name) for name in o.split(out)), Sampling(timesteps=timesteps, solver=solver)
+            )
             job = o.job_of(generate, reading, o.OutputOptions(), o.ModelOptions(model=model), tiles)
         describe_scenes(job, list_scenes(Listing(inputs), Path(), in_ or []), as_json=json_)

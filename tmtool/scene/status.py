@@ -32,7 +32,7 @@ def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -
         offsets={m: s.offset for m, s in prepared.sources.items() if s.modality.is_optical},
         read=_read(job, prepared),
         seed=job.seed,
-        sampling=vars(spec.request.sampling),
+        sampling=spec.request.sampling.said(),
         tiling=vars(prepared.plan.tiling),
         precision=spec.compute.precision,
         device=spec.compute.device.partition(":")[0],

@@ -39,7 +39,9 @@ def grid_of(sources: Mapping[str, Source], asked: str) -> Grid:
     first = next(iter(sources.values()))
     if not asked:
         return first.grid
-    by_name = {source.modality.name: source.grid for source in reversed([*sources.values()])}  # of several dates the first
+    by_name = {
+        source.modality.name: source.grid for source in reversed([*sources.values()])
+    }  # of several dates the first
     if asked.upper() in MODALITIES:
         if asked.upper() not in by_name:
             raise UsageError(

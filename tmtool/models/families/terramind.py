@@ -77,7 +77,7 @@ class TerraMind(ModelEntry):
         if isinstance(request, Embedding):
             dense += self.parameters_m / 2 * len(spec.inputs)
         classes = sum(bool(self.modalities[m].classes) for m in request.decoded)
-        steps = request.sampling.timesteps * (len(request.decoded) - classes)
+        steps = request.sampling.steps * (len(request.decoded) - classes)
         return (2 * dense * 1e6 * 256 / 1e12 + self.classes_tflop * classes + self.step_tflop * steps) * (
             size / 256
         ) ** 2

@@ -16,7 +16,7 @@ from tmtool.modality import Modality
 from tmtool.models import ModelSpec, Sampling
 from tmtool.models import _noise as noise
 from tmtool.models._inputs import Base, CellGrid, Embeddings, InputEmbedding, Tokenizer
-from tmtool.models.terramind._sampling import ddim, draw_tokens, linear_schedule
+from tmtool.models.terramind._sampling import SOLVERS, draw_tokens, linear_schedule
 from tmtool.models.terramind._sequences import chooser, draw_sequence, packed
 from tmtool.models.text import SEQUENCES, START, Vocabulary
 
@@ -191,7 +191,7 @@ def _decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells:
             return tokenizer.decoder(x, step, quant)  # type: ignore[no-any-return]
 
     alphas = tokenizer.noise_scheduler.alphas_cumprod.to(model.device, non_blocking=True)
-    x = ddim(predict, start, alphas, sampling.timesteps, sampling.clip_sigma)
+    x = SOLVERS[sampling.solver](predict, start, alphas, sampling.steps, sampling.clip_sigma)
     mean, std = model.moments[name]
     return x * std + mean
 
