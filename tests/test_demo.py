@@ -121,3 +121,33 @@ def test_scores_on_held_out_scenes() -> None:
     assert scores["S1GRD VV r"] >= 0.75
     assert scores["S1GRD VV RMSE"] <= 3.0
     assert scores["S2L2A tokenizer r, worst band"] >= 0.8
+
+
+def test_another_solver_makes_another_product(tmtool: Any, tmp_path: Path) -> None:
+    args = (
+        "generate",
+        ROOT / "samples" / "demo_scene.tif",
+        "--out",
+        "NDVI",
+        "--model",
+        "demo",
+        "--window",
+        "0,0,96,96",
+        "-o",
+        tmp_path,
+        "--json",
+    )
+    first = json.loads(tmtool(*args).stdout)
+    with rasterio.open(first["products"]["NDVI"]) as src:
+        said, ddim = json.loads(src.tags()["TMTOOL_PROVENANCE"])["sampling"], src.read()
+    assert said["timesteps"] == 10
+    assert "solver" not in said
+    result = tmtool(*args, "--solver", "dpm")
+    assert result.exit_code == 2
+    assert "sampling.solver: was null, is dpm; sampling.timesteps: was 10, is 4" in result.stderr
+    again = json.loads(tmtool(*args, "--solver", "dpm", "--stale", "redo").stdout)
+    with rasterio.open(again["products"]["NDVI"]) as src:
+        said, dpm = json.loads(src.tags()["TMTOOL_PROVENANCE"])["sampling"], src.read()
+    assert (said["solver"], said["timesteps"]) == ("dpm", 4)
+    assert 0 < np.nanmean(np.abs(ddim - dpm)) < 0.05
+    assert json.loads(tmtool(*args, "--solver", "dpm").stdout)["status"] == "skipped"
