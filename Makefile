@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test test-lowest lint bench clean docs/tokens.png docs/embed.png docs/water.png
+.PHONY: demo test test-lowest lint bench clean docs/tokens.png docs/embed.png docs/preview.png docs/water.png
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -44,6 +44,10 @@ docs/tokens.png: .venv/installed
 docs/embed.png: .venv/installed
 	.venv/bin/tmtool embed samples/demo_scene.tif --model demo --layer 1,-1 --output-dir out --overwrite
 	$(PY) samples/render_demo.py out $@
+
+docs/preview.png: demo
+	.venv/bin/tmtool preview out/demo_scene_LULC.tif --with samples/demo_scene.tif --size 420
+	mv out/demo_scene_LULC.png $@
 
 docs/water.png: .venv/installed
 	.venv/bin/tmtool predict samples/demo_scene.tif --config samples/water.yaml --checkpoint samples/water.ckpt \

@@ -68,6 +68,7 @@ LAYERS = [
     {"cli", "api"},
     {"batch"},
     {"scene"},
+    {"pictures"},
     {"tasks"},
     {"tiles"},
     {"models"},

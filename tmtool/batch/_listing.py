@@ -257,6 +257,15 @@ def _is_raster(folder: str, name: str, products: Sequence[str]) -> bool:
     return name in products or zipped or Path(name).suffix.lower() in _RASTERS
 
 
+def is_product(path: str) -> bool:
+    """Whether a file is a raster that tmtool wrote, and not one that marks another's pixels."""
+    name = os.path.basename(path)
+    if name.startswith((WORK_PREFIX, ".")):
+        return False
+    said = _provenance_text(path)
+    return said is not None and _task(said) in TASKS
+
+
 def _is_own(path: str, tokens: bool) -> bool:
     """Whether a file is a product, work file or sidecar; with `tokens`, a token raster is none."""
     name = os.path.basename(path)

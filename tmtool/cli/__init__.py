@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from tmtool import __version__
-from tmtool.cli import embed, generate, info, models, predict, reconstruct, tokenize
+from tmtool.cli import embed, generate, info, models, predict, preview, reconstruct, tokenize
 from tmtool.cli._streams import standard_streams
 from tmtool.names import shown
 
@@ -56,6 +56,7 @@ app.command("tokenize", no_args_is_help=True)(tokenize.tokenize)
 app.command("reconstruct", no_args_is_help=True)(reconstruct.reconstruct)
 app.command("embed", no_args_is_help=True)(embed.embed)
 app.command("predict", no_args_is_help=True)(predict.predict)
+app.command("preview", no_args_is_help=True)(preview.preview)
 app.command("info", no_args_is_help=True)(info.info)
 app.add_typer(models.app, name="models")
 

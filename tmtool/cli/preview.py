@@ -1,0 +1,98 @@
+"""`tmtool preview`."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tmtool.cli import _options as o
+from tmtool.cli._compose import composed
+from tmtool.cli._session import command
+from tmtool.errors import EXIT_NOTHING_TO_DO, EXIT_SOME_FAILED, InputError, TmtoolError
+
+_log = logging.getLogger("tmtool")
+
+Products = Annotated[
+    list[Path],
+    typer.Argument(metavar="PRODUCT...", help="Products that tmtool wrote, or folders of them.", show_default=False),
+]
+Size = Annotated[int, typer.Option("--size", metavar="PX", help="Longest side of the picture.")]
+PreviewBbox = Annotated[
+    str,
+    typer.Option(
+        "--bbox",
+        metavar="W,S,E,N",
+        show_default="the whole product",
+        help="Show this part only: in degrees, or in a CRS as 300000,6200000,310000,6210000@EPSG:32719.",
+    ),
+]
+With = Annotated[
+    str,
+    typer.Option(
+        "--with", metavar="INPUT", show_default="the product alone", help="Show this raster beside each product."
+    ),
+]
+Together = Annotated[
+    bool,
+    typer.Option(
+        "--together", help="Show all embeddings by the same principal components, so that colours can be compared."
+    ),
+]
+
+
+@composed
+def preview(
+    products: Products,
+    log: o.LogOptions,
+    recursive: o.Recursive = False,
+    size: Size = 1024,
+    bbox: PreviewBbox = "",
+    with_: With = "",
+    together: Together = False,
+) -> None:
+    """Draw products: a PNG beside each, with title, legend, scale bar and north; no data is transparent.
+
+    Sentinel-2 in true colour, radar as VV, VH and their ratio, elevation shaded, NDVI, classes in their colours, probabilities,
+    tokens by their digits, embeddings by principal components. Prints the paths.
+
+    Example: tmtool preview out/
+
+    Example: tmtool preview out/Santiago_LULC.tif --with Santiago.tif
+    """
+    with command(log):
+        from tmtool.pictures import Look, fitted
+        from tmtool.pictures import preview as draw
+
+        look = Look(size, bbox, with_)
+        look.check()
+        paths = _listed(products, recursive)
+        components = fitted(paths) if together else {}
+        failed = 0
+        for path in paths:
+            try:
+                print(draw(path, look, components), flush=True)
+            except TmtoolError as error:
+                _log.error("%s", error)
+                failed += 1
+        if failed:
+            raise typer.Exit(EXIT_NOTHING_TO_DO if failed == len(paths) else EXIT_SOME_FAILED)
+
+
+def _listed(products: list[Path], recursive: bool) -> list[Path]:
+    """Return the products, those in folders sorted. Raises `InputError` for what holds none."""
+    from tmtool.batch import is_product
+    from tmtool.pictures.product import check_picturable
+
+    found: dict[Path, None] = {}
+    for path in products:
+        if not path.is_dir():
+            check_picturable(path)
+            found[path] = None
+            continue
+        inside = sorted(path.rglob("*.tif") if recursive else path.glob("*.tif"))
+        own = [one for one in inside if is_product(str(one))]
+        if not own:
+            raise InputError(f"{path}: holds no product of tmtool in GeoTIFF. Name files to see others.")
+        found |= dict.fromkeys(own)
+    return list(found)

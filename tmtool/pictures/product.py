@@ -1,0 +1,212 @@
+"""A product, or any raster that tmtool takes, as a picture: read from overviews, drawn by its kind."""
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.windows import Window as RasterioWindow
+
+from tmtool.errors import InputError, UsageError
+from tmtool.grid import BoolArray, Grid, Window
+from tmtool.modality import MODALITIES
+from tmtool.pictures import _drawing as drawing
+from tmtool.pictures._drawing import Colours, Components, Legend
+from tmtool.pictures._sheet import Panel, Sheet
+from tmtool.provenance import Provenance, parse
+from tmtool.settings import Extent, Tiling
+from tmtool.source import Reader, Source, inspect, on_grid, opened, pixel_size_m, placed
+
+_SAMPLE = 256
+"""Side of what principal components are fitted to, in cells."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How products are shown: the longest side in px, the part (as `--bbox`), and the raster beside them."""
+
+    size: int = 1024
+    bbox: str = ""
+    beside: str = ""
+
+    def check(self) -> None:
+        """Raise `UsageError` for a size that cannot work."""
+        if not 16 <= self.size <= 8192:
+            raise UsageError(f"--size {self.size} is out of range: it goes from 16 to 8192.")
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What was read of a product: values `(C, h, w)`, validity, its grid at this size, and what it says of itself."""
+
+    values: NDArray[Any]
+    valid: BoolArray
+    grid: Grid
+    made: Provenance | None
+    bands: tuple[str | None, ...]
+    colormap: dict[int, Any] | None
+    names: dict[int, str]
+
+
+def _read(path: Path, look: Look) -> _Read:
+    """Read a product at the size of a picture, from its overviews. Raises `InputError`."""
+    with opened(str(path)) as src:
+        whole = Grid(src.crs, src.transform, src.shape)
+        part = placed(whole, Extent(bbox=look.bbox), Tiling(), str(path)).part
+        share = min(1.0, look.size / max(part.height, part.width))
+        shape = (max(1, round(part.height * share)), max(1, round(part.width * share)))
+        window = RasterioWindow(part.col, part.row, part.width, part.height)
+        kind = np.dtype(src.dtypes[0]).kind
+        how = Resampling.average if kind == "f" and share < 1 else Resampling.nearest
+        values = src.read(window=window, out_shape=(src.count, *shape), resampling=how)
+        valid = src.read_masks(1, window=window, out_shape=shape) > 0
+        if kind == "f":
+            valid &= np.isfinite(values).all(axis=0)
+        tags = src.tags(1)
+        try:
+            colormap = src.colormap(1)
+        except ValueError:
+            colormap = None
+        scaled = (
+            values
+            if not any(s not in (0, 1) for s in src.scales) or kind != "i"
+            else values * np.array(src.scales)[:, None, None]
+        )
+        grid = whole.part(part)
+        a, b, c, d, e, f = grid.transform[:6]
+        x, y = part.width / shape[1], part.height / shape[0]
+        return _Read(
+            scaled,
+            valid,
+            Grid(whole.crs, Affine(a * x, b * y, c, d * x, e * y, f), shape),
+            parse(src.tags()),
+            src.descriptions,
+            colormap,
+            {int(k[6:]): v for k, v in tags.items() if k.startswith("CLASS_") and k[6:].isdigit()},
+        )
+
+
+Space = tuple[int, Any]
+"""Length of the vectors, and the layer that they are of: what can be compared."""
+
+
+def fitted(paths: Sequence[Path]) -> dict[Space, Components]:
+    """Return the principal components of all embeddings of one space among products."""
+    sampled: dict[Space, list[NDArray[Any]]] = {}
+    for path in paths:
+        read = _read(path, Look(_SAMPLE))
+        if space := _space(read):
+            sampled.setdefault(space, []).append(read.values[:, read.valid])
+    return {space: drawing.components_of(np.concatenate(some, axis=1)) for space, some in sampled.items()}
+
+
+def preview(path: Path, look: Look, together: dict[Space, Components] | None = None) -> Path:
+    """Draw a product; returns the PNG beside it. Raises `InputError` and `OutputError`."""
+    read = _read(path, look)
+    colours, legend = _drawn(read, path, together or {})
+    panels = [Panel(*_enlarged(colours, read.valid, look), legend, path.stem if look.beside else "")]
+    if look.beside:
+        panels.insert(0, _beside(look, read, panels[0].valid.shape))
+    rotated = bool(read.grid.transform.b or read.grid.transform.d)
+    size = pixel_size_m(read.grid)
+    scale = len(panels[-1].valid) / len(read.valid)
+    sheet = Sheet(
+        _title(path, read.made),
+        tuple(panels),
+        size / scale if size else None,
+        read.grid.crs is not None and not rotated and read.grid.transform.e < 0,
+    )
+    target = path.with_suffix(".png")
+    sheet.save(target)
+    return target
+
+
+def _title(path: Path, made: Provenance | None) -> str:
+    return f"{path.stem}   {made.task}, {made.model}" if made else path.stem
+
+
+def _enlarged(colours: Colours, valid: BoolArray, look: Look) -> tuple[Colours, BoolArray]:
+    """Return a picture with its cells drawn several times, if it is much smaller than asked."""
+    times = max(1, look.size // max(valid.shape))
+    return colours.repeat(times, axis=0).repeat(times, axis=1), valid.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def _space(read: _Read) -> Space | None:
+    """Return the space that an embedding's vectors are of; None for other products."""
+    if read.made is None or read.made.task != "embed":
+        return None
+    return len(read.values), read.made.details.get("layer")
+
+
+def _drawn(read: _Read, path: Path, together: dict[Space, Components]) -> tuple[Colours, Legend]:
+    """Return the colours of a product and what they mean, by what it says of itself."""
+    values, valid, made = read.values, read.valid, read.made
+    if space := _space(read):
+        return drawing.components(values, valid, together.get(space) or drawing.components_of(values[:, valid]))
+    if made is not None and "codebook" in made.details and made.task == "tokenize":
+        levels = [int(level) for level in str(made.details["codebook"]).split("-")]
+        return drawing.codes(values, valid, levels)
+    if read.colormap:
+        last = max(read.names, default=max(read.colormap))
+        colours = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, *_ in (read.colormap[i] for i in range(last + 1))]
+        return drawing.classes(values, valid, [read.names.get(i, f"class {i}") for i in range(last + 1)], colours)
+    if path.stem.endswith("_prob"):
+        names = [name or f"class {i}" for i, name in enumerate(read.bands)]
+        top = 255.0 if values.dtype == np.uint8 else 1.0
+        return drawing.probabilities(values / top, valid, names, _colours_beside(path, len(names)))
+    modality = made.modality if made else ""
+    return _of_modality(modality, values, valid, read.grid, read.bands[0] or path.stem)
+
+
+def _colours_beside(path: Path, count: int) -> Sequence[str]:
+    """Return the colours of the classes whose probabilities a product has: those of the classes beside it, if they are there."""
+    classes = path.with_name(f"{path.stem.removesuffix('_prob')}_pred{path.suffix}")
+    if classes.exists():
+        with opened(str(classes)) as src, contextlib.suppress(ValueError):
+            return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, *_ in (src.colormap(1)[i] for i in range(count))]
+    return drawing.PALETTE * (1 + count // len(drawing.PALETTE))
+
+
+def _of_modality(name: str, values: NDArray[Any], valid: BoolArray, grid: Grid, band: str) -> tuple[Colours, Legend]:
+    """Return the colours of a modality's pixels; of an unknown one those of its first band."""
+    modality = MODALITIES.get(name)
+    if modality is not None and len(values) == len(modality.bands):
+        if modality.is_optical or name == "RGB":
+            bands = [modality.bands.index(b) for b in (("R", "G", "B") if name == "RGB" else ("B04", "B03", "B02"))]
+            return drawing.true_colour(values[bands], valid)
+        if modality.is_radar:
+            return drawing.radar(values, valid)
+        if name == "DEM":
+            return drawing.terrain(values, valid, pixel_size_m(grid) or 1.0)
+        if name == "NDVI":
+            return drawing.index(values, valid)
+        if modality.classes:
+            names, colours = zip(*modality.classes, strict=True)
+            return drawing.classes(values, valid, names, colours)
+    return drawing.quantity(values, valid, band)
+
+
+def _beside(look: Look, read: _Read, shape: tuple[int, int]) -> Panel:
+    """Return the raster that is shown beside a product, on its grid. Raises `InputError`."""
+    source = inspect(look.beside)
+    grid = Grid(read.grid.crs, read.grid.transform * Affine.scale(read.grid.shape[1] / shape[1]), shape)
+    values, valid = _pixels(on_grid(source, grid, "auto", 0.0, "the product"))
+    colours, legend = _of_modality(source.modality.name, values, valid, grid, source.modality.bands[0])
+    return Panel(colours, valid, legend, os.path.basename(look.beside.rstrip("/")))
+
+
+def _pixels(source: Source) -> tuple[NDArray[Any], BoolArray]:
+    with Reader(source) as reader:
+        return reader.read(Window(0, 0, *source.grid.shape))
+
+
+def check_picturable(path: Path) -> None:
+    """Raise `InputError` for a product that is no raster in GeoTIFF."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise InputError(f"{path}: preview shows rasters in GeoTIFF, not {path.suffix or 'files without ending'}.")
