@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from tmtool import __version__
-from tmtool.cli import embed, generate, info, models, predict, preview, reconstruct, tokenize
+from tmtool.cli import compare, embed, generate, info, models, predict, preview, reconstruct, tokenize
 from tmtool.cli._streams import standard_streams
 from tmtool.names import shown
 
@@ -57,6 +57,7 @@ app.command("reconstruct", no_args_is_help=True)(reconstruct.reconstruct)
 app.command("embed", no_args_is_help=True)(embed.embed)
 app.command("predict", no_args_is_help=True)(predict.predict)
 app.command("preview", no_args_is_help=True)(preview.preview)
+app.command("compare", no_args_is_help=True)(compare.compare)
 app.command("info", no_args_is_help=True)(info.info)
 app.add_typer(models.app, name="models")
 

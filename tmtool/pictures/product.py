@@ -22,6 +22,7 @@ from tmtool.pictures._sheet import Panel, Sheet
 from tmtool.provenance import Provenance, parse
 from tmtool.settings import Extent, Tiling
 from tmtool.source import Reader, Source, inspect, on_grid, opened, pixel_size_m, placed
+from tmtool.tasks import content
 
 _SAMPLE = 256
 """Side of what principal components are fitted to, in cells."""
@@ -139,7 +140,7 @@ def _enlarged(colours: Colours, valid: BoolArray, look: Look) -> tuple[Colours, 
 
 def _space(read: _Read) -> Space | None:
     """Return the space that an embedding's vectors are of; None for other products."""
-    if read.made is None or read.made.task != "embed":
+    if read.made is None or content(read.made) != "vectors":
         return None
     return len(read.values), read.made.details.get("layer")
 
@@ -149,7 +150,7 @@ def _drawn(read: _Read, path: Path, together: dict[Space, Components]) -> tuple[
     values, valid, made = read.values, read.valid, read.made
     if space := _space(read):
         return drawing.components(values, valid, together.get(space) or drawing.components_of(values[:, valid]))
-    if made is not None and "codebook" in made.details and made.task == "tokenize":
+    if made is not None and content(made) == "tokens":
         levels = [int(level) for level in str(made.details["codebook"]).split("-")]
         return drawing.codes(values, valid, levels)
     if read.colormap:

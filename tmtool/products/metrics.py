@@ -211,18 +211,18 @@ class CodeUse:
 def comparison_text(result: Mapping[str, Any], modality: Modality) -> str:
     """Return lines for a log: `Comparison.result` of `modality` as a table under a line of totals. `-` is no figure."""
     if "classes" in result:
-        head = f"accuracy {_fixed(result['accuracy'], 3)}, mIoU {_fixed(result['miou'], 3)}"
-        rows = [("class", "IoU"), *((name, _fixed(iou, 3)) for name, iou in result["classes"].items())]
-        return "\n".join([f"{result['pixels']} pixels, {head}", *_aligned(rows if result["classes"] else [])])
+        head = f"accuracy {fixed(result['accuracy'], 3)}, mIoU {fixed(result['miou'], 3)}"
+        rows = [("class", "IoU"), *((name, fixed(iou, 3)) for name, iou in result["classes"].items())]
+        return "\n".join([f"{result['pixels']} pixels, {head}", *aligned(rows if result["classes"] else [])])
     unit = "" if modality.unit == "1" else f" {modality.unit}"
     bands: Mapping[str, Mapping[str, float | None]] = result["bands"]
-    decimals = _decimals(max((band["rmse"] or 0 for band in bands.values()), default=0))
+    digits = decimals(max((band["rmse"] or 0 for band in bands.values()), default=0))
     table = [("band", f"MAE{unit}", f"RMSE{unit}", "PSNR dB", "SSIM")]
     for name, band in bands.items():
-        errors = _fixed(band["mae"], decimals), _fixed(band["rmse"], decimals)
-        psnr = "inf" if band["rmse"] == 0 else _fixed(band["psnr"], 1)
-        table.append((name, *errors, psnr, _fixed(band["ssim"], 3)))
-    return "\n".join([f"{result['pixels']} pixels", *_aligned(table)])
+        errors = fixed(band["mae"], digits), fixed(band["rmse"], digits)
+        psnr = "inf" if band["rmse"] == 0 else fixed(band["psnr"], 1)
+        table.append((name, *errors, psnr, fixed(band["ssim"], 3)))
+    return "\n".join([f"{result['pixels']} pixels", *aligned(table)])
 
 
 def code_use_text(result: Mapping[str, Any]) -> str:
@@ -234,16 +234,17 @@ def code_use_text(result: Mapping[str, Any]) -> str:
     return ", ".join(said)
 
 
-def _fixed(value: float | None, decimals: int) -> str:
+def fixed(value: float | None, decimals: int) -> str:
+    """Return a figure with so many decimals; `-` if there is none."""
     return "-" if value is None else f"{value:.{decimals}f}"
 
 
-def _decimals(largest: float) -> int:
-    """Decimals that show three digits of the largest number of a column."""
+def decimals(largest: float) -> int:
+    """Return the decimals that show three digits of the largest number of a column."""
     return min(max(2 - math.floor(math.log10(largest)), 0), 6) if largest else 0
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Return a table's lines, names to the left and numbers to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []

@@ -28,6 +28,8 @@ class Task(ABC):
     one_input: ClassVar[bool] = False
     asks: ClassVar[type[Request]]
     """The kind of its requests."""
+    holds: ClassVar[str] = "pixels"
+    """What its products hold: pixels of a modality, tokens, vectors or answers."""
     makes_inputs: ClassVar[bool] = False
     """Whether another task takes its products."""
 

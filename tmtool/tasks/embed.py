@@ -35,6 +35,7 @@ class Embed(Task):
     """
 
     name: ClassVar[str] = "embed"
+    holds: ClassVar[str] = "vectors"
     asks: ClassVar[type[Request]] = Embedding
 
     @classmethod

@@ -61,6 +61,7 @@ class Predict(Task):
     """
 
     name: ClassVar[str] = "predict"
+    holds: ClassVar[str] = "answers"
     model: ClassVar[str] = "finetuned"
     """The name of the entry of its models."""
     asks: ClassVar[type[Request]] = Prediction

@@ -23,6 +23,7 @@ class Tokenize(Task):
     """Turn a raster into tokens."""
 
     name: ClassVar[str] = "tokenize"
+    holds: ClassVar[str] = "tokens"
     asks: ClassVar[type[Request]] = Encoding
     one_input: ClassVar[bool] = True
     makes_inputs: ClassVar[bool] = True

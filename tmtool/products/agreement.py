@@ -1,0 +1,229 @@
+"""How well a product agrees with a reference: figures that are gathered strip by strip, at flat memory.
+
+Each figure's formula is in docs/METRICS.md.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmtool.grid import BoolArray
+from tmtool.modality import Modality
+from tmtool.products.metrics import Comparison, aligned, decimals, fixed
+
+
+class Agreement(Protocol):
+    """Takes strips of a product and of its reference from the top, then says what was found."""
+
+    def add(self, values: NDArray[Any], reference: NDArray[Any], valid: BoolArray) -> None:
+        """Take the next rows: product and reference `(bands, h, W)`, and which pixels are valid in both, `(h, W)`."""
+        ...
+
+    def result(self) -> dict[str, Any]:
+        """Return what was found, ready for JSON; a figure that does not exist is None."""
+        ...
+
+
+class Quantities:
+    """Agreement of bands: bias, MAE, RMSE, r, PSNR, SSIM and the gradient's RMSE of each, in the modality's unit.
+
+    PSNR and SSIM are those of `reconstruct`: their data range is 6 of the band's pretraining `stds`.
+    """
+
+    def __init__(self, modality: Modality, width: int, stds: Sequence[float]) -> None:
+        self._bands = modality.bands
+        self._comparison = Comparison(modality, width, stds)
+        self._count = 0
+        self._means = np.zeros((2, len(self._bands)))  # of the product and of the reference
+        self._moments = np.zeros((3, len(self._bands)))  # summed squares and products of deviations from the means
+        self._steps, self._squared_steps = 0, np.zeros(len(self._bands))
+        self._last: tuple[NDArray[np.float64], BoolArray] | None = None
+
+    def add(self, values: NDArray[Any], reference: NDArray[Any], valid: BoolArray) -> None:
+        """Take the next rows."""
+        self._comparison.add(reference, values, valid)
+        x, y = (np.where(valid, band, 0).astype(np.float64) for band in (values, reference))
+        self._add_moments(x[:, valid], y[:, valid])
+        self._add_steps(x - y, valid)
+
+    def _add_moments(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+        """Merge count, means and co-moments of some pixels `(bands, n)`; Chan, Golub and LeVeque's update."""
+        n = x.shape[1]
+        if not n:
+            return
+        means = np.stack([x.mean(axis=1), y.mean(axis=1)])
+        dx, dy = x - means[0][:, None], y - means[1][:, None]
+        step, total = means - self._means, self._count + n
+        factor = self._count * n / total
+        self._moments += np.stack([(dx * dx).sum(1), (dy * dy).sum(1), (dx * dy).sum(1)])
+        self._moments += factor * np.stack([step[0] ** 2, step[1] ** 2, step[0] * step[1]])
+        self._means += step * n / total
+        self._count = total
+
+    def _add_steps(self, difference: NDArray[np.float64], valid: BoolArray) -> None:
+        """Add the squared steps of the difference between neighbours: those of a perfect gradient are 0."""
+        if self._last is not None:
+            difference = np.concatenate([self._last[0], difference], axis=1)
+            valid = np.concatenate([self._last[1], valid])
+        both = valid[1:] & valid[:-1]
+        down = (difference[:, 1:] - difference[:, :-1])[:, both]
+        mine = slice(None) if self._last is None else slice(1, None)  # the row that was kept has been counted
+        beside = valid[mine, 1:] & valid[mine, :-1]
+        right = (difference[:, mine, 1:] - difference[:, mine, :-1])[:, beside]
+        self._steps += down.shape[1] + right.shape[1]
+        self._squared_steps += (down**2).sum(axis=1) + (right**2).sum(axis=1)
+        self._last = difference[:, -1:].copy(), valid[-1:].copy()
+
+    def result(self) -> dict[str, Any]:
+        """Return `pixels` and for each of `bands` the figures."""
+        self._comparison.finish()
+        found = self._comparison.result()
+        return {
+            "pixels": self._count,
+            "bands": {b: self._band(i, found["bands"][b]) for i, b in enumerate(self._bands)},
+        }
+
+    def _band(self, i: int, errors: Mapping[str, float | None]) -> dict[str, float | None]:
+        bias = float(self._means[0, i] - self._means[1, i]) if self._count else None
+        spread = math.sqrt(self._moments[0, i] * self._moments[1, i])
+        r = float(self._moments[2, i]) / spread if spread > 0 else None
+        gradient = math.sqrt(self._squared_steps[i] / self._steps) if self._steps else None
+        order = {"bias": bias, "mae": errors["mae"], "rmse": errors["rmse"], "r": r}
+        return order | {"psnr": errors["psnr"], "ssim": errors["ssim"], "gradient_rmse": gradient}
+
+
+class Classes:
+    """Agreement of classes: accuracy, mIoU, macro F1, kappa; IoU, F1, precision and recall of each, and the confusion.
+
+    `names` are those of the classes 0, 1, ...; with `first` 1 a reference of class 0 is no data.
+    """
+
+    def __init__(self, names: Sequence[str], first: int = 0) -> None:
+        self._names, self._first = tuple(names), first
+        self._counts = np.zeros((len(names), len(names)), np.int64)
+
+    def add(self, values: NDArray[Any], reference: NDArray[Any], valid: BoolArray) -> None:
+        """Take the next rows; a class that has no name is an error of its pixel's reference class."""
+        n = len(self._names)
+        scored = valid & (reference[0] >= self._first) & (reference[0] < n)
+        found, true = (np.clip(v[0][scored], 0, n - 1).astype(np.int64) for v in (values, reference))
+        self._counts += np.bincount(true * n + found, minlength=n * n).reshape(n, n)
+
+    def result(self) -> dict[str, Any]:
+        """Return the figures; `confusion` has a row for each class of the reference, by name."""
+        counts, right = self._counts, self._counts.diagonal()
+        pixels = int(counts.sum())
+        true, found = counts.sum(axis=1), counts.sum(axis=0)
+        there = [c for c in range(self._first, len(self._names)) if true[c] or found[c]]
+        each = {self._names[c]: _class(int(right[c]), int(true[c]), int(found[c])) for c in there}
+        expected = float((true / max(pixels, 1)) @ (found / max(pixels, 1)))
+        accuracy = int(right.sum()) / pixels if pixels else None
+        kappa = (accuracy - expected) / (1 - expected) if accuracy is not None and expected < 1 else None
+        return {
+            "pixels": pixels,
+            "accuracy": accuracy,
+            "miou": _mean([one["iou"] for one in each.values()]),
+            "f1": _mean([one["f1"] for one in each.values()]),
+            "kappa": kappa,
+            "classes": each,
+            "confusion": {self._names[c]: {self._names[d]: int(counts[c, d]) for d in there} for c in there},
+        }
+
+
+def _class(right: int, true: int, found: int) -> dict[str, float | None]:
+    return {
+        "iou": right / (true + found - right),
+        "f1": 2 * right / (true + found),
+        "precision": right / found if found else None,
+        "recall": right / true if true else None,
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+class Codes:
+    """Agreement of tokens: the share of cells whose codes are equal."""
+
+    def __init__(self) -> None:
+        self._cells = self._equal = 0
+
+    def add(self, values: NDArray[Any], reference: NDArray[Any], valid: BoolArray) -> None:
+        """Take the next rows."""
+        self._cells += int(valid.sum())
+        self._equal += int((values[0] == reference[0])[valid].sum())
+
+    def result(self) -> dict[str, Any]:
+        """Return the number of cells and the share that agrees."""
+        return {"cells": self._cells, "agreement": self._equal / self._cells if self._cells else None}
+
+
+class Vectors:
+    """Agreement of embeddings: the mean and the least cosine of the angle between vectors of a cell."""
+
+    def __init__(self) -> None:
+        self._cells, self._sum, self._least = 0, 0.0, 1.0
+
+    def add(self, values: NDArray[Any], reference: NDArray[Any], valid: BoolArray) -> None:
+        """Take the next rows."""
+        x, y = (band[:, valid].astype(np.float64) for band in (values, reference))
+        length = np.linalg.norm(x, axis=0) * np.linalg.norm(y, axis=0)
+        cosine = (x * y).sum(axis=0)[length > 0] / length[length > 0]
+        if cosine.size:
+            self._cells += cosine.size
+            self._sum += float(cosine.sum())
+            self._least = min(self._least, float(cosine.min()))
+
+    def result(self) -> dict[str, Any]:
+        """Return the number of cells, and their cosines."""
+        known = self._cells > 0
+        return {
+            "cells": self._cells,
+            "cosine": self._sum / self._cells if known else None,
+            "least_cosine": self._least if known else None,
+        }
+
+
+def text(found: Mapping[str, Any], unit: str = "") -> str:
+    """Return figures as a table under a line of totals. `-` is no figure."""
+    if "bands" in found:
+        return _bands_text(found, unit)
+    if "classes" in found:
+        return _classes_text(found)
+    if "agreement" in found:
+        return f"{found['cells']} cells, {fixed(found['agreement'], 4)} of them with the same code"
+    return f"{found['cells']} cells, mean cosine {fixed(found['cosine'], 4)}, least {fixed(found['least_cosine'], 4)}"
+
+
+def _bands_text(found: Mapping[str, Any], unit: str) -> str:
+    bands = found["bands"]
+    digits = decimals(max((band["rmse"] or 0 for band in bands.values()), default=0))
+    named = f" {unit}" if unit not in ("", "1") else ""
+    rows: list[tuple[str, ...]] = [
+        ("band", f"bias{named}", f"MAE{named}", f"RMSE{named}", "r", "PSNR dB", "SSIM", f"gradient RMSE{named}")
+    ]
+    for name, band in bands.items():
+        errors = (fixed(band[key], digits) for key in ("bias", "mae", "rmse"))
+        psnr = "inf" if band["rmse"] == 0 else fixed(band["psnr"], 1)
+        rows.append(
+            (name, *errors, fixed(band["r"], 3), psnr, fixed(band["ssim"], 3), fixed(band["gradient_rmse"], digits))
+        )
+    return "\n".join([f"{found['pixels']} pixels", *aligned(rows)])
+
+
+def _classes_text(found: Mapping[str, Any]) -> str:
+    totals = ", ".join(f"{name} {fixed(found[key], 3)}" for name, key in _TOTALS)
+    rows: list[tuple[str, ...]] = [("class", "IoU", "F1", "precision", "recall")]
+    rows += [
+        (name, *(fixed(one[key], 3) for key in ("iou", "f1", "precision", "recall")))
+        for name, one in found["classes"].items()
+    ]
+    return "\n".join([f"{found['pixels']} pixels, {totals}", *aligned(rows if len(rows) > 1 else [])])
+
+
+_TOTALS = (("accuracy", "accuracy"), ("mIoU", "miou"), ("F1", "f1"), ("kappa", "kappa"))

@@ -1,0 +1,199 @@
+"""A product held against a reference, strip by strip."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window as RasterioWindow
+
+from tmtool import models
+from tmtool.errors import InputError
+from tmtool.files.cog import COG
+from tmtool.files.writer import Layout, ProductWriter
+from tmtool.grid import BoolArray, Grid, Window
+from tmtool.modality import MODALITIES, Modality, find
+from tmtool.products.agreement import Agreement, Classes, Codes, Quantities, Vectors
+from tmtool.provenance import parse
+from tmtool.settings import Reading
+from tmtool.source import Reader, inspect, on_grid, opened
+from tmtool.tasks import content
+
+_ROWS = 256
+"""Rows of a strip."""
+
+_Strips = Iterator[tuple[int, NDArray[Any], NDArray[Any], BoolArray]]
+"""First row of a strip, the product's values, the reference's, and which are valid in both."""
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """What is compared: what the measure is, the grid, the bands' names and unit, and the strips."""
+
+    measure: Agreement
+    grid: Grid
+    bands: tuple[str, ...]
+    unit: str
+    strips: _Strips
+    ids: bool = False
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What was found, and the unit of bands."""
+
+    product: str
+    reference: str
+    kind: str
+    unit: str
+    found: dict[str, Any]
+
+
+def compare(
+    product: str, reference: str, how: Reading, *, modality: str = "", warp: bool = False, error_map: Path | None = None
+) -> Compared:
+    """Hold a product against a reference, on the pixels that are valid in both. Raises `InputError` and `ReadError`.
+
+    `modality` says what a product is that does not say it itself; with `warp` the reference is brought to the product's grid.
+    `error_map` is written if it is given: the difference of each band, or of ids 1 where they differ.
+    """
+    with ExitStack() as stack:
+        kind, pair = _pair(product, reference, how, modality, warp, stack)
+        writer = _writer(error_map, pair) if error_map else None
+        try:
+            for row, values, other, valid in pair.strips:
+                pair.measure.add(values, other, valid)
+                if writer is not None:
+                    writer.write(row, *_errors(pair, values, other, valid), 0)
+            if writer is not None:
+                writer.build({})
+                writer.commit()
+        finally:
+            if writer is not None:
+                writer.discard()
+    return Compared(product, reference, kind, pair.unit, pair.measure.result())
+
+
+def _pair(product: str, reference: str, how: Reading, asked: str, warp: bool, stack: ExitStack) -> tuple[str, _Pair]:
+    """Return what is compared, by what the product says of itself."""
+    with opened(product) as src:
+        made, names, tags = parse(src.tags()), src.descriptions, src.tags(1)
+    held = content(made)
+    if held == "tokens":
+        return "tokens", _as_stored(product, reference, Codes(), warp, stack)
+    if held == "vectors":
+        return "embeddings", _as_stored(product, reference, Vectors(), warp, stack)
+    named = {int(key[6:]): value for key, value in tags.items() if key.startswith("CLASS_") and key[6:].isdigit()}
+    if held == "answers" and named:
+        classes = [named.get(i, f"class {i}") for i in range(max(named) + 1)]
+        return "classes", _as_stored(product, reference, Classes(classes), warp, stack)
+    name = asked or (made.modality if made else "")
+    if not name:
+        bands = ", ".join(filter(None, names)) or "no band names"
+        raise InputError(f"{product}: does not say which modality it is ({bands}); say --in MOD.")
+    modality = find(name)
+    return modality.name, _of_modality(product, reference, modality, how, warp, stack)
+
+
+def _of_modality(product: str, reference: str, modality: Modality, how: Reading, warp: bool, stack: ExitStack) -> _Pair:
+    """Return the comparison of pixels in the modality's unit."""
+    mine, other = inspect(product, modality), inspect(reference, modality, how)
+    if warp:
+        other = on_grid(other, mine.grid, how.resampling, 0.0, product)
+    _check_grids(product, reference, mine.grid, other.grid)
+    readers = [stack.enter_context(Reader(source)) for source in (mine, other)]
+    width = mine.grid.shape[1]
+    if modality.classes:
+        measure: Agreement = Classes([name for name, _ in modality.classes], first=1)
+    else:
+        measure = Quantities(modality, width, models.find("base").moments(MODALITIES[modality.name])[1])
+
+    def strips() -> _Strips:
+        for row, height in _rows(mine.grid):
+            (x, ok), (y, known) = (reader.read(Window(row, 0, height, width)) for reader in readers)
+            yield row, x, y, ok & known
+
+    return _Pair(measure, mine.grid, modality.bands, modality.unit, strips(), bool(modality.classes))
+
+
+def _as_stored(product: str, reference: str, measure: Agreement, warp: bool, stack: ExitStack) -> _Pair:
+    """Return the comparison of values as they are stored: codes, vectors, classes of a task."""
+    if warp:
+        raise InputError(
+            f"{reference}: --warp is for pixels of a modality; codes, vectors and classes have to lie on one grid."
+        )
+    mine, other = (stack.enter_context(opened(path)) for path in (product, reference))
+    grids = [Grid(src.crs, src.transform, src.shape) for src in (mine, other)]
+    _check_grids(product, reference, grids[0], grids[1])
+    if mine.count != other.count:
+        raise InputError(f"{reference}: has {other.count} bands, expected {mine.count} as {product} has.")
+
+    def strips() -> _Strips:
+        for row, height in _rows(grids[0]):
+            window = RasterioWindow(0, row, grids[0].shape[1], height)
+            valid = np.logical_and.reduce([src.read_masks(1, window=window) > 0 for src in (mine, other)])
+            yield row, mine.read(window=window), other.read(window=window), valid
+
+    names = tuple(name or f"band {i}" for i, name in enumerate(mine.descriptions, 1))
+    return _Pair(measure, grids[0], names, "", strips(), np.dtype(mine.dtypes[0]).kind != "f")
+
+
+def _rows(grid: Grid) -> Iterator[tuple[int, int]]:
+    height = grid.shape[0]
+    return ((row, min(_ROWS, height - row)) for row in range(0, height, _ROWS))
+
+
+def _check_grids(product: str, reference: str, mine: Grid, other: Grid) -> None:
+    same = mine.shape == other.shape and mine.crs == other.crs
+    close = same and all(
+        abs(a - b) <= 1e-3 * abs(mine.transform.a) for a, b in zip(mine.transform, other.transform, strict=True)
+    )
+    if not close:
+        raise InputError(
+            f"{reference}: lies on another grid than {product} ({other.shape[0]} x {other.shape[1]} px, {other.crs}; expected "
+            f"{mine.shape[0]} x {mine.shape[1]} px, {mine.crs}). --warp brings it there."
+        )
+
+
+def _writer(path: Path, pair: _Pair) -> ProductWriter:
+    layout = (
+        Layout(("differs",), "uint8", 255, resampling="nearest", ids=True)
+        if pair.ids
+        else Layout(pair.bands, "float32", float("nan"), unit=pair.unit)
+    )
+    writer = ProductWriter(path, pair.grid, layout, COG)
+    writer.create()
+    return writer
+
+
+def _errors(pair: _Pair, values: NDArray[Any], other: NDArray[Any], valid: BoolArray) -> tuple[NDArray[Any], BoolArray]:
+    """Return a strip of the error map."""
+    if pair.ids:
+        return (values != other).any(axis=0, keepdims=True).astype(np.uint8), valid
+    return (values.astype(np.float64) - other).astype(np.float32), valid
+
+
+def paired(product: Path, reference: Path) -> list[tuple[Path, Path]]:
+    """Return products and references by name: of two folders those of one name, or `{stem}_{MODALITY}` with `{stem}`.
+
+    Raises `InputError` where nothing fits.
+    """
+    if not product.is_dir():
+        return [(product, reference / product.name if reference.is_dir() else reference)]
+    if not reference.is_dir():
+        raise InputError(f"{reference}: is a file, but {product} is a folder; give two of a kind.")
+    known = {path.name: path for path in reference.iterdir()}
+    pairs = []
+    for path in sorted(product.glob("*.tif")):
+        stem = path.stem.rpartition("_")[0]
+        other = known.get(path.name) or next(
+            (known[f"{stem}{e}"] for e in (".tif", ".tiff", ".vrt") if f"{stem}{e}" in known), None
+        )
+        if other is not None:
+            pairs.append((path, other))
+    if not pairs:
+        raise InputError(f"{reference}: holds no raster that is named as one of {product}'s, or as its scene.")
+    return pairs
