@@ -238,3 +238,13 @@ def test_a_product_without_georeference(tmtool: Any, tmp_path: Path) -> None:
     result = tmtool("preview", turned)
     assert result.stdout.strip() == str(turned.with_suffix(".png"))
     assert json.dumps(result.stderr) == '""'
+
+
+def test_a_run_draws_what_it_made(tmtool: Any, tmp_path: Path) -> None:
+    args = ("generate", SAMPLE, "--out", "LULC,NDVI", "--model", "demo", "--solver", "dpm", "--window", "0,0,96,96")
+    result = tmtool(*args, "-o", tmp_path, "--preview", "--json", "--report", tmp_path / "report.json")
+    assert result.exit_code == 0, result.stderr
+    wanted = [str(tmp_path / f"demo_scene_{name}.png") for name in ("LULC", "NDVI")]
+    assert json.loads(result.stdout)["pictures"] == wanted
+    assert json.loads((tmp_path / "report.json").read_text())["scenes"][0]["pictures"] == wanted
+    assert all(Path(path).exists() for path in wanted)

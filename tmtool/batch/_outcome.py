@@ -29,6 +29,8 @@ class Outcome:
     why: str = ""
     estimate: Mapping[str, float] = field(default_factory=dict)
     """Rough run time in seconds on several kinds of device."""
+    pictures: list[str] = field(default_factory=list)
+    """Pictures that were drawn of the products."""
 
     @property
     def bad(self) -> bool:
@@ -69,6 +71,8 @@ class Outcome:
                 "warnings": list(self.result.warnings),
                 "measured": dict(self.result.measured),
             }
+        if self.pictures:
+            said["pictures"] = list(self.pictures)
         if self.error is not None:
             code = self.error.exit_code if isinstance(self.error, errors.TmtoolError) else errors.EXIT_SOME_FAILED
             said["error"] = {"kind": type(self.error).__name__, "code": code, "message": str(self.error)}

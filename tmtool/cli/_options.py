@@ -131,6 +131,15 @@ Overwrite = Annotated[
         help="Replace existing products. Without it, scenes whose products exist are skipped; see --stale.",
     ),
 ]
+PreviewOption = Annotated[
+    bool,
+    typer.Option(
+        "--preview",
+        rich_help_panel=IO,
+        envvar="TMTOOL_PREVIEW",
+        help="Also draw each product in GeoTIFF, as `tmtool preview` does: a PNG beside it.",
+    ),
+]
 S2Offset = Annotated[
     float | None,
     typer.Option(
@@ -746,6 +755,7 @@ class OutputOptions:
     overwrite: Overwrite = False
     stale: Stale = Policy.stale
     resume: Resume = True
+    preview: PreviewOption = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,6 +1,7 @@
 """What every command that makes products does with its scenes: run them, print the outcome of each."""
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,8 +11,11 @@ import typer
 from tmtool.batch import Listing, Outcome, Policy, list_scenes, run_batch
 from tmtool.cli import _session as session
 from tmtool.cli._options import ListingOptions, OutputOptions
+from tmtool.errors import TmtoolError
 from tmtool.scene.job import Job
 from tmtool.scene.progress import LineReporter, Reporter, RichReporter, SilentReporter
+
+_log = logging.getLogger("tmtool")
 
 
 def run_command(
@@ -28,8 +32,15 @@ def run_command(
     found = list_scenes(listing_of(job, listing), output.output_dir, taken_for or (), job.task.bands)
     if not found:
         return  # an empty shard
+    tell = _print_json if as_json else _print_paths
+
+    def drawn(outcome: Outcome) -> None:
+        if output.preview and outcome.result is not None:
+            _draw(outcome)
+        tell(outcome)
+
     with ExitStack() as stack:
-        tally = run_batch(job, found, policy, _print_json if as_json else _print_paths, _reporter(stack, quiet))
+        tally = run_batch(job, found, policy, drawn, _reporter(stack, quiet))
     if tally.exit_code:
         raise typer.Exit(tally.exit_code)
 
@@ -38,6 +49,18 @@ def listing_of(job: Job, options: ListingOptions) -> Listing:
     """Return where a command's inputs are listed."""
     o, tokens = options, job.task.before is not None
     return Listing(o.inputs, o.recursive, o.pattern, o.files_from, o.null, o.shard, tokens)
+
+
+def _draw(outcome: Outcome) -> None:
+    """Draw what a scene made; a picture that cannot be drawn is told, and fails nothing."""
+    from tmtool.pictures import Look, preview
+
+    for path in outcome.result.products if outcome.result else ():
+        if path.suffix == ".tif":
+            try:
+                outcome.pictures.append(str(preview(path, Look())))
+            except TmtoolError as error:
+                _log.warning("%s: no picture (%s)", path, error)
 
 
 def _print_json(outcome: Outcome) -> None:
