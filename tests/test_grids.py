@@ -372,3 +372,26 @@ def test_masks_leave_pixels_out(make_raster: Any, tmp_path: Path) -> None:
         masked(s2, s2.grid, ["clouds"])
     with pytest.raises(UsageError, match=r"--mask fog: give clouds, shadow, cirrus, snow, a raster or a vector file"):
         masked(s2, s2.grid, ["fog"])
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--mask", "clouds,snow"), "--mask clouds,snow: no input is a Sentinel-2 product; inputs are DEM"),
+        (("--unit", "S1GRD=linear"), "--unit S1GRD=linear: no input is S1GRD; inputs are DEM"),
+        (("--lulc-codes", "esri"), "--lulc-codes esri: no input is LULC"),
+        (("--unit", "DEM=miles"), "a raster of it may be in m or feet"),
+        (("--grid", "utm@x"), "--grid utm@x: give a modality, a raster, or a CRS and a pixel size"),
+        (("--grid", "S2L2A"), "no input is S2L2A; inputs are DEM"),
+        (("--min-overlap", "2"), "--min-overlap"),
+        (("--resampling", "lanczos"), "--resampling"),
+    ],
+)
+def test_what_is_asked_of_nothing(
+    tmtool: Any, make_raster: Any, identity: str, tmp_path: Path, options: tuple[str, str], text: str
+) -> None:
+    path = make_raster(smooth(1, 40, 50, 100, 900), "dem.tif")
+    result = tmtool("embed", path, "--in", "DEM", "--model", identity, "-o", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert text in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()

@@ -61,7 +61,7 @@ from tmtool.settings import (
     Tiling,
     Vectors,
 )
-from tmtool.source import grid_of, masked, on_grid, placed, units_of
+from tmtool.source import check_reading, grid_of, masked, on_grid, placed, units_of
 from tmtool.source import inspect as look
 from tmtool.source.deliveries.stac import set_sign
 from tmtool.tasks import Embed, Generate, Reconstruct, Task, Tokenize
@@ -229,6 +229,7 @@ def open_raster(raster: Raster, modality: str | None = None, **options: Unpack[R
         find(modality) if modality else None,
         reading,
     )
+    check_reading([source], reading, source.path)
     grid = grid_of({source.modality.name: source}, reading.grid)
     part = placed(grid, replace(extent, anchor="raster"), Tiling(), source.path)
     there = on_grid(source, grid, reading.resampling, reading.min_overlap, f"--grid {reading.grid}")

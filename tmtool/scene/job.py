@@ -20,7 +20,7 @@ from tmtool.models.device import Compute
 from tmtool.models.requests import input_name
 from tmtool.products.product import Product
 from tmtool.settings import Extent, Reading, RunSettings, Tiling
-from tmtool.source import Place, Reader, ShapeMask, Source, grid_of, masked, on_grid, placed
+from tmtool.source import Place, Reader, ShapeMask, Source, check_reading, grid_of, masked, on_grid, placed
 from tmtool.tasks import Task
 from tmtool.tiles.batches import Feed, load
 from tmtool.tiles.plan import TilePlan
@@ -196,6 +196,7 @@ def prepared_of(job: Job, scene: Scene, found: Sequence[Source]) -> Prepared:
     for source in sources.values():
         job.task.check_source(source, job.model, job.entry)
     reading, path = job.reading, scene.path
+    check_reading(list(sources.values()), reading, path)
     grid = grid_of(sources, reading.grid)
     job.task.check_grid(path, grid)
     products = job.task.products(job.spec(tuple(sources)), job.entry)

@@ -16,6 +16,7 @@ from rasterio.warp import calculate_default_transform, transform
 from tmtool.errors import InputError, UsageError
 from tmtool.grid import Grid, at
 from tmtool.modality import MODALITIES
+from tmtool.settings import Reading
 from tmtool.source._assembly import virtual
 from tmtool.source._delivery import Delivery
 from tmtool.source._grids import grid_text, pixel_size_m, size_warnings
@@ -285,6 +286,21 @@ def _moved(source: Source, vrt: str, grid: Grid, brought: str, *, warped: bool) 
 
 
 # --- Masks ---
+
+
+def check_reading(sources: Sequence[Source], how: Reading, path: str) -> None:
+    """Raise `InputError` for what is asked of inputs that a scene does not have: it would be done to nothing."""
+    names = [source.modality.name for source in sources]
+    for name, unit in how.unit.items():
+        if name not in names:
+            raise InputError(f"{path}: --unit {name}={unit}: no input is {name}; inputs are {', '.join(names)}.")
+    if how.lulc_codes != Reading.lulc_codes and not any(source.modality.classes for source in sources):
+        raise InputError(f"{path}: --lulc-codes {how.lulc_codes}: no input is LULC; inputs are {', '.join(names)}.")
+    words = [word for word in how.mask if word in WORDS]
+    if words and not any(source.modality.is_optical for source in sources):
+        raise InputError(
+            f"{path}: --mask {','.join(words)}: no input is a Sentinel-2 product; inputs are {', '.join(names)}."
+        )
 
 
 def masked(source: Source, grid: Grid, asked: Sequence[str], resampling: str = "nearest") -> Source:
