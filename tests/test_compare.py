@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from PIL import Image
 
 from tests.conftest import TRANSFORM
 from tests.test_preview import made, product
@@ -216,3 +217,49 @@ def test_what_cannot_be_compared(
     result = tmtool("compare", *args)
     assert result.exit_code == 2
     assert text_ in result.stderr
+
+
+def test_zones_and_plots(tmtool: Any, pair: Any, tmp_path: Path) -> None:
+    generated, reference, a, b = pair
+    west, north = TRANSFORM * (20, 30)
+    rings = [
+        [[west, north], [west + 300, north], [west + 300, north - 400], [west, north - 400], [west, north]],
+        [[west + 4e5, north], [west + 5e5, north], [west + 5e5, north - 400], [west + 4e5, north]],
+    ]
+    features = [
+        {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [r]}} for r in rings
+    ]
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32719"}}
+    zones = tmp_path / "zones.geojson"
+    zones.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))
+    result = tmtool("compare", generated, reference, "--zones", zones, "--plot", tmp_path / "plot.png", "--json")
+    assert result.exit_code == 0, result.stderr
+    first, far = json.loads(result.stdout)["zones"]
+    inside = (slice(None), slice(30, 70), slice(20, 50))
+    assert first["pixels"] == 1200
+    assert first["bands"]["VV"]["rmse"] == pytest.approx(
+        np.sqrt(np.square((a - b)[inside][0].astype(np.float64)).mean()), rel=1e-6
+    )
+    assert far["pixels"] == 0
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.width > 500
+        assert np.asarray(image)[..., :3].std() > 20
+    assert "zone 1: 1200 pixels" in tmtool("compare", generated, reference, "--zones", zones).stdout
+    lulc = np.random.default_rng(0).integers(1, 5, (1, 40, 50)).astype(np.uint8)
+    classes = product(tmp_path / "a_LULC.tif", lulc, made("LULC"), 0)
+    assert tmtool("compare", classes, classes, "--plot", tmp_path / "confusion.png").exit_code == 0
+    assert (tmp_path / "confusion.png").stat().st_size > 5000
+    vectors = product(tmp_path / "a_embed.tif", np.ones((6, 40, 50), np.float32), made("", "embed"))
+    result = tmtool("compare", vectors, vectors, "--plot", tmp_path / "no.png")
+    assert result.exit_code == 2
+    assert "tokens and embeddings have no plot" in result.stderr
+    assert "--zones nowhere.gpkg: no such file" in tmtool("compare", classes, classes, "--zones", "nowhere.gpkg").stderr
+
+
+def test_plots_need_no_matplotlib_until_asked() -> None:
+    import subprocess
+    import sys
+
+    script = "import sys, tmtool.cli.compare, tmtool.pictures.plots, tmtool.scene.comparing; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

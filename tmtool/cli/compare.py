@@ -42,6 +42,26 @@ ErrorMap = Annotated[
 ]
 
 
+Zones = Annotated[
+    str,
+    typer.Option(
+        "--zones",
+        metavar="F",
+        show_default="none",
+        help="Say the same for each polygon of this vector file, in its order.",
+    ),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot",
+        metavar="F",
+        show_default="none",
+        help="Draw a PNG: reference against product by band, or the confusion of classes.",
+    ),
+]
+
+
 @composed
 def compare(
     generated: Generated,
@@ -54,6 +74,8 @@ def compare(
     lulc_codes: o.LulcCodes = Reading.lulc_codes,
     s2_offset: o.S2Offset = None,
     error_map: ErrorMap = None,
+    zones: Zones = "",
+    plot: Plot = None,
     json_: o.Json = False,
 ) -> None:
     """Say how well products agree with a reference, on the pixels that are valid in both.
@@ -66,6 +88,7 @@ def compare(
     Example: tmtool compare out/ truth/ --json
     """
     with command(log):
+        from tmtool.pictures.plots import plot as draw
         from tmtool.products.agreement import text
         from tmtool.scene.comparing import compare as held
         from tmtool.scene.comparing import paired
@@ -73,20 +96,25 @@ def compare(
 
         how = Reading(s2_offset, units_of(unit or ()), lulc_codes, resampling=resampling)
         pairs = paired(generated, reference)
-        if error_map and len(pairs) > 1:
-            raise UsageError(f"--error-map {error_map}: is one file, for one product; here are {len(pairs)}.")
+        for option, path in (("--error-map", error_map), ("--plot", plot)):
+            if path and len(pairs) > 1:
+                raise UsageError(f"{option} {path}: is one file, for one product; here are {len(pairs)}.")
         failed = 0
         for product, other in pairs:
             try:
-                found = held(str(product), str(other), how, modality=in_, warp=warp, error_map=error_map)
+                found = held(str(product), str(other), how, modality=in_, warp=warp, error_map=error_map, zones=zones)
+                if plot:
+                    draw(plot, f"{product.stem} and {other.stem}", found.unit, found.found, found.joint)
             except TmtoolError as error:
                 _log.error("%s", error)
                 failed += 1
                 continue
             if json_:
                 said = {"product": found.product, "reference": found.reference, "kind": found.kind, **found.found}
-                print(json.dumps(said), flush=True)
+                print(json.dumps(said | ({"zones": found.zones} if zones else {})), flush=True)
             else:
                 print(f"{found.product}, {found.kind}: {text(found.found, found.unit)}", flush=True)
+                for number, zone in enumerate(found.zones, 1):
+                    print(f"zone {number}: {text(zone, found.unit)}", flush=True)
         if failed:
             raise typer.Exit(EXIT_NOTHING_TO_DO if failed == len(pairs) else EXIT_SOME_FAILED)

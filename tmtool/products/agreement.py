@@ -147,6 +147,24 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+class Joint:
+    """How often the reference and the product have which values: counts `(bins, bins)` of each band, within mean +- 4 std."""
+
+    BINS = 200
+    REACH = 4
+
+    def __init__(self, modality: Modality, moments: tuple[Sequence[float], Sequence[float]]) -> None:
+        self.bands = modality.bands
+        self.limits = [(mean - self.REACH * std, mean + self.REACH * std) for mean, std in zip(*moments, strict=True)]
+        self.counts = np.zeros((len(self.bands), self.BINS, self.BINS), np.int64)
+
+    def add(self, values: NDArray[Any], reference: NDArray[Any], valid: BoolArray) -> None:
+        """Take the next rows; values beyond the limits are left out."""
+        for i, limits in enumerate(self.limits):
+            found, _, _ = np.histogram2d(reference[i][valid], values[i][valid], self.BINS, [limits, limits])
+            self.counts[i] += found.astype(np.int64)
+
+
 class Codes:
     """Agreement of tokens: the share of cells whose codes are equal."""
 

@@ -1,8 +1,9 @@
 """A product held against a reference, strip by strip."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from tmtool.files.cog import COG
 from tmtool.files.writer import Layout, ProductWriter
 from tmtool.grid import BoolArray, Grid, Window
 from tmtool.modality import MODALITIES, Modality, find
-from tmtool.products.agreement import Agreement, Classes, Codes, Quantities, Vectors
+from tmtool.products.agreement import Agreement, Classes, Codes, Joint, Quantities, Vectors
 from tmtool.provenance import parse
 from tmtool.settings import Reading
-from tmtool.source import Reader, inspect, on_grid, opened
+from tmtool.source import Reader, ShapeMask, inspect, on_grid, opened, shapes_of
 from tmtool.tasks import content
 
 _ROWS = 256
@@ -39,6 +40,9 @@ class _Pair:
     unit: str
     strips: _Strips
     ids: bool = False
+    new: Callable[[], Agreement] = Codes
+    """Makes another measure of the same kind, for a zone."""
+    joint: Joint | None = None
 
 
 @dataclass(frozen=True)
@@ -50,22 +54,43 @@ class Compared:
     kind: str
     unit: str
     found: dict[str, Any]
+    zones: tuple[dict[str, Any], ...] = ()
+    """The same for each zone, in the order of the file."""
+    joint: Joint | None = None
 
 
 def compare(
-    product: str, reference: str, how: Reading, *, modality: str = "", warp: bool = False, error_map: Path | None = None
+    product: str,
+    reference: str,
+    how: Reading,
+    *,
+    modality: str = "",
+    warp: bool = False,
+    error_map: Path | None = None,
+    zones: str = "",
 ) -> Compared:
     """Hold a product against a reference, on the pixels that are valid in both. Raises `InputError` and `ReadError`.
 
     `modality` says what a product is that does not say it itself; with `warp` the reference is brought to the product's grid.
-    `error_map` is written if it is given: the difference of each band, or of ids 1 where they differ.
+    `error_map` is written if it is given: the difference of each band, or of ids 1 where they differ. `zones` is a vector file
+    whose polygons are measured one by one too.
     """
     with ExitStack() as stack:
         kind, pair = _pair(product, reference, how, modality, warp, stack)
         writer = _writer(error_map, pair) if error_map else None
+        parts = (
+            [(ShapeMask((shape,), pair.grid), pair.new()) for shape in shapes_of(zones, pair.grid, "--zones")]
+            if zones
+            else []
+        )
         try:
             for row, values, other, valid in pair.strips:
                 pair.measure.add(values, other, valid)
+                for zone, measure in parts:
+                    inside = zone.covers(Window(row, 0, *valid.shape), _opens_nothing)
+                    measure.add(values, other, valid & inside)
+                if pair.joint is not None:
+                    pair.joint.add(values, other, valid)
                 if writer is not None:
                     writer.write(row, *_errors(pair, values, other, valid), 0)
             if writer is not None:
@@ -74,7 +99,12 @@ def compare(
         finally:
             if writer is not None:
                 writer.discard()
-    return Compared(product, reference, kind, pair.unit, pair.measure.result())
+    apart = tuple(measure.result() for _, measure in parts)
+    return Compared(product, reference, kind, pair.unit, pair.measure.result(), apart, pair.joint)
+
+
+def _opens_nothing(name: str) -> Any:
+    raise AssertionError(name)  # shapes need no file
 
 
 def _pair(product: str, reference: str, how: Reading, asked: str, warp: bool, stack: ExitStack) -> tuple[str, _Pair]:
@@ -83,13 +113,13 @@ def _pair(product: str, reference: str, how: Reading, asked: str, warp: bool, st
         made, names, tags = parse(src.tags()), src.descriptions, src.tags(1)
     held = content(made)
     if held == "tokens":
-        return "tokens", _as_stored(product, reference, Codes(), warp, stack)
+        return "tokens", _as_stored(product, reference, Codes, warp, stack)
     if held == "vectors":
-        return "embeddings", _as_stored(product, reference, Vectors(), warp, stack)
+        return "embeddings", _as_stored(product, reference, Vectors, warp, stack)
     named = {int(key[6:]): value for key, value in tags.items() if key.startswith("CLASS_") and key[6:].isdigit()}
     if held == "answers" and named:
         classes = [named.get(i, f"class {i}") for i in range(max(named) + 1)]
-        return "classes", _as_stored(product, reference, Classes(classes), warp, stack)
+        return "classes", _as_stored(product, reference, partial(Classes, classes), warp, stack)
     name = asked or (made.modality if made else "")
     if not name:
         bands = ", ".join(filter(None, names)) or "no band names"
@@ -106,20 +136,22 @@ def _of_modality(product: str, reference: str, modality: Modality, how: Reading,
     _check_grids(product, reference, mine.grid, other.grid)
     readers = [stack.enter_context(Reader(source)) for source in (mine, other)]
     width = mine.grid.shape[1]
+    joint = None
     if modality.classes:
-        measure: Agreement = Classes([name for name, _ in modality.classes], first=1)
+        new: Callable[[], Agreement] = partial(Classes, [name for name, _ in modality.classes], 1)
     else:
-        measure = Quantities(modality, width, models.find("base").moments(MODALITIES[modality.name])[1])
+        moments = models.find("base").moments(MODALITIES[modality.name])
+        new, joint = partial(Quantities, modality, width, moments[1]), Joint(modality, moments)
 
     def strips() -> _Strips:
         for row, height in _rows(mine.grid):
             (x, ok), (y, known) = (reader.read(Window(row, 0, height, width)) for reader in readers)
             yield row, x, y, ok & known
 
-    return _Pair(measure, mine.grid, modality.bands, modality.unit, strips(), bool(modality.classes))
+    return _Pair(new(), mine.grid, modality.bands, modality.unit, strips(), bool(modality.classes), new, joint)
 
 
-def _as_stored(product: str, reference: str, measure: Agreement, warp: bool, stack: ExitStack) -> _Pair:
+def _as_stored(product: str, reference: str, new: Callable[[], Agreement], warp: bool, stack: ExitStack) -> _Pair:
     """Return the comparison of values as they are stored: codes, vectors, classes of a task."""
     if warp:
         raise InputError(
@@ -138,7 +170,7 @@ def _as_stored(product: str, reference: str, measure: Agreement, warp: bool, sta
             yield row, mine.read(window=window), other.read(window=window), valid
 
     names = tuple(name or f"band {i}" for i, name in enumerate(mine.descriptions, 1))
-    return _Pair(measure, grids[0], names, "", strips(), np.dtype(mine.dtypes[0]).kind != "f")
+    return _Pair(new(), grids[0], names, "", strips(), np.dtype(mine.dtypes[0]).kind != "f", new)
 
 
 def _rows(grid: Grid) -> Iterator[tuple[int, int]]:

@@ -204,6 +204,8 @@ def prepared_of(job: Job, scene: Scene, found: Sequence[Source]) -> Prepared:
     reference = f"--grid {reading.grid}" if reading.grid else next(iter(sources.values())).path
     for name, source in sources.items():
         there = on_grid(source, place.grid, reading.resampling, reading.min_overlap, reference)
+        if place.pinned and source.grid == grid:
+            there = replace(there, brought="")  # only the tiles begin elsewhere
         sources[name] = masked(there, place.grid, reading.mask)
     plan = TilePlan(place.grid.shape, job.tiling, job.entry.patch, place.part, place.pinned, place.position)
     return Prepared(scene, sources, plan.snapped([p.spec for p in products]), products, place)

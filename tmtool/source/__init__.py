@@ -12,6 +12,7 @@ from tmtool.source._sample import valid_share
 from tmtool.source._tokens import token_source
 from tmtool.source._units import units_of
 from tmtool.source._values import BandValues
+from tmtool.source._vectors import shapes_of
 from tmtool.source._vrt import absolute
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "pixel_size_m",
     "placed",
     "set_block_cache",
+    "shapes_of",
     "token_source",
     "units_of",
     "valid_share",
