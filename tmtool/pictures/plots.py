@@ -44,6 +44,10 @@ def _scatter(axes: Any, unit: str, found: Mapping[str, Any], joint: Joint) -> No
         shown = np.ma.masked_equal(counts.T, 0)
         axis.imshow(np.ma.log10(shown), origin="lower", extent=(*limits, *limits), cmap="viridis")
         axis.plot(limits, limits, color="#e15759", linewidth=1)
+        held = np.flatnonzero(counts.any(axis=0) | counts.any(axis=1))
+        if held.size:  # what is empty on all sides is not shown
+            edges = np.linspace(*limits, len(counts) + 1)[[held[0], held[-1] + 1]]
+            axis.set(xlim=edges, ylim=edges)
         figures = found["bands"][band]
         words = [
             f"{name} {figures[key]:.3g}" for name, key in (("bias", "bias"), ("r", "r")) if figures[key] is not None
