@@ -353,6 +353,24 @@ def test_names_of_other_catalogues(tmp_path: Path) -> None:
     assert_read(inspect(saved(tmp_path / "common.json", common)), product)
 
 
+def test_an_item_that_links_into_zarr(tmp_path: Path) -> None:
+    product = made.eopf(tmp_path)
+    document, _ = item(tmp_path)
+    said = {"raster:scale": 0.0001, "raster:offset": -0.1, "nodata": 0}
+    linked = copy.deepcopy(document) | {"collection": "sentinel-2-l2a"}
+    linked["properties"] |= {"proj:code": made.CRS}
+    linked["assets"] = {
+        f"{band}_{size}m": {
+            "href": f"./{product.path.name}/measurements/reflectance/r{size}m/{band.lower()}",
+            "proj:transform": [*(CORNER * Affine.scale(size / 10))[:6]],
+            "bands": [{"name": band}],
+            **said,
+        }
+        for band, size in ((b, made.SIZES[b]) for b in MODALITIES["S2L2A"].bands)
+    }
+    assert_read(inspect(saved(tmp_path / "linked.json", linked)), product)
+
+
 def test_radar_and_terrain_items(tmp_path: Path) -> None:
     document, _ = item(tmp_path)
     power = np.random.default_rng(0).uniform(0.01, 0.4, (2, 40, 50)).astype(np.float32)

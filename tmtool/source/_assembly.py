@@ -82,8 +82,14 @@ def _grid(delivery: Delivery, file: _File) -> Grid:
     if delivery.transform is None:
         return file.grid
     height, width = file.grid.shape
-    scale = Affine.scale(delivery.shape[1] / width, delivery.shape[0] / height)
+    finest = delivery.shape if any(delivery.shape) else _finest(delivery)
+    scale = Affine.scale(finest[1] / width, finest[0] / height)
     return Grid(delivery.crs, delivery.transform * scale, (height, width))
+
+
+def _finest(delivery: Delivery) -> tuple[int, int]:
+    """Return the shape of the finest of a delivery's files."""
+    return max((_looked_at(layer).grid.shape for layer in delivery.layers), key=lambda shape: shape[0] * shape[1])
 
 
 def _pixel_area(grid: Grid) -> float:

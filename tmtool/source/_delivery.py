@@ -54,3 +54,4 @@ class Delivery:
     crs: Any = None
     transform: Affine | None = None
     shape: tuple[int, int] = (0, 0)
+    """Zeros where the files tell it."""
