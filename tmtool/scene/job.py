@@ -239,13 +239,9 @@ def area_feed(area: ShapeMask) -> Feed:
     """Return the feed that marks the area of interest; it has no bands itself."""
 
     def read(window: Window) -> tuple[FloatArray, BoolArray]:
-        return np.empty((0, window.height, window.width), np.float32), ~area.covers(window, _opens_nothing)
+        return np.empty((0, window.height, window.width), np.float32), ~area.covers(window)
 
     return Feed(read, ())
-
-
-def _opens_nothing(name: str) -> Any:
-    raise AssertionError(name)  # shapes need no file
 
 
 def fill_of(job: Job, source: Source) -> tuple[float, ...]:

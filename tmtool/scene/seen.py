@@ -60,6 +60,6 @@ def _read(source: Source, window: Window, area: ShapeMask | None) -> np.ndarray:
     with Reader(source) as reader:
         pixels, valid = reader.read(window)
     if area is not None:
-        valid = valid & ~area.covers(window, lambda name: None)
+        valid = valid & ~area.covers(window)
     found: np.ndarray = np.where(valid, pixels, np.float32("nan"))
     return found

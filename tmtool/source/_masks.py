@@ -47,8 +47,8 @@ class ShapeMask:
     grid: Grid
     outside: bool = False
 
-    def covers(self, window: Window, opens: Open) -> BoolArray:
-        """Return which pixels of a window of the grid are masked, `(h, w)`."""
+    def covers(self, window: Window, opens: Open | None = None) -> BoolArray:
+        """Return which pixels of a window of the grid are masked, `(h, w)`; no file is opened."""
         import shapely
         from affine import Affine
         from rasterio.features import geometry_mask
