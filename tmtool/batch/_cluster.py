@@ -27,6 +27,7 @@ from tmtool.scene.blocks import BlockTask, ComputedBlock, Models, compute_block,
 from tmtool.scene.job import Job, Prepared
 from tmtool.scene.progress import Reporter
 from tmtool.scene.run import Runner, SceneBlocks
+from tmtool.source import absolute
 from tmtool.tiles.engine import Block, Watch
 
 _log = logging.getLogger("tmtool")
@@ -486,10 +487,6 @@ def _seen_from_anywhere(prepared: Prepared) -> Prepared:
     sources = {}
     for m, source in prepared.sources.items():
         told = source.validity
-        told = replace(told, path=_absolute(told.path)) if told else None
-        sources[m] = replace(source, path=_absolute(source.path), validity=told)
+        told = replace(told, path=absolute(told.path)) if told else None
+        sources[m] = replace(source, path=absolute(source.path), validity=told)
     return replace(prepared, sources=sources)
-
-
-def _absolute(path: str) -> str:
-    return os.path.abspath(path) if os.path.exists(path) else path

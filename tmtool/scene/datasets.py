@@ -49,7 +49,7 @@ def making_of(job: Job, prepared: Prepared) -> Making:
     spec = models.spec(tuple(prepared.sources))
     provenance = provenance_of(job, prepared, spec, models.weights(spec))
     job.task.check_made(prepared.sources, provenance)
-    batch = min(job.batch_size or batch_size(spec.compute), len(prepared.plan))
+    batch = prepared.batch(job.batch_size or batch_size(spec.compute))
     provenance = replace(provenance, batch_size=batch)
     return Making(job, prepared, provenance, batch, spec.compute.threads)
 

@@ -146,6 +146,10 @@ class Prepared:
         """Upper bound of the disk needed while the scene runs."""
         return sum(disk_bytes(self.plan.product_grid(self.grid, p.spec), [p.layout]) for p in self.products)
 
+    def batch(self, tiles: int) -> int:
+        """Return the tiles a batch where so many are wanted: no more than there are, but for pinned scenes, which agree with others."""
+        return tiles if self.plan.pinned else min(tiles, len(self.plan))
+
     @property
     def tile_count(self) -> int:
         """Number of the tiles that products are made from."""

@@ -138,7 +138,7 @@ class Runner:
     def _usual(self, prepared: Prepared, spec: ModelSpec, begun: Mapping[str, Any]) -> tuple[int, int]:
         """Return tiles a batch and parts, as a scene was begun or as is usual."""
         usual = begun.get("batch_size") or self._batch_size(spec)
-        return min(self.job.batch_size or usual, len(prepared.plan)), begun.get("parts", 1)
+        return prepared.batch(self.job.batch_size or usual), begun.get("parts", 1)
 
     def _batch_size(self, spec: ModelSpec) -> int:
         return batch_size(spec.compute)

@@ -29,7 +29,7 @@ _NEAR = 1e-3
 """How far apart, in px, grids may lie and count as the same."""
 _MUCH_LARGER = 2.0
 """How many times as large pixels of the grid are where many pixels of a raster make one of it: then they are averaged."""
-_AT = re.compile(r"(?P<crs>.+)@(?P<size>[0-9.]+)(m|deg)?", re.I)
+_AT = re.compile(r"(?P<crs>.+)@(?P<size>\d+(?:\.\d*)?)(?P<unit>m?)", re.I)
 _FORMS = "a modality, a raster, or a CRS and a pixel size such as EPSG:32633@10m or utm@10m"
 _RING = 16
 """Points on each side of an outline that is transformed."""
@@ -50,7 +50,7 @@ def grid_of(sources: Mapping[str, Source], asked: str) -> Grid:
             )
         return by_name[asked.upper()]
     if found := _AT.fullmatch(asked):
-        return _around(first, found["crs"], float(found["size"]), asked)
+        return _around(first, found, asked)
     try:
         with opened(asked) as src:
             return Grid(src.crs, src.transform, src.shape)
@@ -58,18 +58,21 @@ def grid_of(sources: Mapping[str, Source], asked: str) -> Grid:
         raise UsageError(f"--grid {asked}: give {_FORMS}. ({error})") from error
 
 
-def _around(source: Source, crs_text: str, size: float, asked: str) -> Grid:
+def _around(source: Source, said: re.Match[str], asked: str) -> Grid:
     """Return the grid of whole pixels of a CRS that a raster lies in."""
     if source.grid.crs is None:
         raise InputError(
             f"{source.path}: has no CRS, so --grid {asked} cannot place it. Give it one: gdal_edit.py -a_srs."
         )
+    crs_text, size = said["crs"], float(said["size"])
     if not size > 0:
         raise UsageError(f"--grid {asked}: the pixel size must be above 0.")
     try:
         crs = _utm(source) if crs_text.lower() == "utm" else CRS.from_user_input(crs_text)
     except CRSError as error:
         raise UsageError(f"--grid {asked}: {crs_text} is no CRS that PROJ knows; give {_FORMS}.") from error
+    if said["unit"] and crs.is_geographic:
+        raise UsageError(f"--grid {asked}: {crs_text} is in degrees; give the pixel size in them, as EPSG:4326@0.0001.")
     xs, ys = _outline(source, crs)
     left, top = math.floor(min(xs) / size + _NEAR), math.ceil(max(ys) / size - _NEAR)
     right, bottom = math.ceil(max(xs) / size - _NEAR), math.floor(min(ys) / size + _NEAR)
@@ -113,9 +116,7 @@ def on_grid(source: Source, grid: Grid, resampling: str, min_overlap: float, ref
     _check_overlap(source, grid, min_overlap, reference)
     if _whole_shift(source.grid, grid) and not source.points:
         return _moved(source, _shifted(source, grid), grid, "shifted by whole pixels", warped=False)
-    how = _resampling(source, grid) if resampling == "auto" else resampling
-    if source.modality.classes and how != "nearest":
-        how = "nearest"
+    how = _resampling(source, grid, resampling)
     size = pixel_size_m(source.grid)
     where = source.grid.crs.to_string() if source.grid.crs else "RPCs"
     text = f"{how} from {where}{'' if size is None or source.points else f', {size:.4g} m'}"
@@ -204,10 +205,12 @@ def _box_text(xs: Sequence[float], ys: Sequence[float]) -> str:
     return f"{min(xs):.5g} to {max(xs):.5g} degrees east, {min(ys):.5g} to {max(ys):.5g} north"
 
 
-def _resampling(source: Source, grid: Grid) -> str:
-    """Return how a raster is resampled: bilinear, or the mean of all pixels where the grid's are much larger."""
+def _resampling(source: Source, grid: Grid, asked: str) -> str:
+    """Return how a raster is resampled, classes nearest; auto is bilinear, or the mean where the grid's pixels are much larger."""
     if source.modality.classes:
         return "nearest"
+    if asked != "auto":
+        return asked
     if source.points:
         return "bilinear"
     return "average" if _times_larger(source.grid, grid) >= _MUCH_LARGER else "bilinear"
@@ -259,7 +262,7 @@ def _warped(source: Source, grid: Grid, resampling: str) -> str:
     unified = source.nodata is None and nodata == 0
     warp = Warp(resampling, nodata, unified)
     if source.points:
-        return warped(source.opens, grid, replace(warp, nodata=None) if nodata is None else warp, source.points)
+        return warped(source.opens, grid, warp, source.points)
     return warped(stacked(_pieces(source, alpha=nodata is None), source.grid), grid, warp)
 
 
@@ -303,19 +306,15 @@ def check_reading(sources: Sequence[Source], how: Reading, path: str) -> None:
         )
 
 
-def masked(source: Source, grid: Grid, asked: Sequence[str], resampling: str = "nearest") -> Source:
+def masked(source: Source, grid: Grid, asked: Sequence[str]) -> Source:
     """Return a raster on `grid` without what `--mask` names: classes of its product's own mask, rasters, vector files."""
-    words = [name for name in asked if not _names_a_file(name)]
+    words = [name for name in asked if name in WORDS]
     masks = [*_flags(source, grid, words), *(_of_file(name, grid) for name in asked if name not in words)]
     return replace(source, masks=tuple(masks)) if masks else source
 
 
 WORDS = ("clouds", "shadow", "cirrus", "snow")
 """What a product's own mask may tell."""
-
-
-def _names_a_file(name: str) -> bool:
-    return name not in WORDS
 
 
 def _flags(source: Source, grid: Grid, words: Sequence[str]) -> list[Mask]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,6 +48,13 @@ class ShapeMask:
     grid: Grid
     outside: bool = False
 
+    @cached_property
+    def _tree(self) -> Any:
+        """The shapes by where they lie."""
+        import shapely
+
+        return shapely.STRtree(shapely.from_wkb(list(self.shapes)))
+
     def covers(self, window: Window, opens: Open | None = None) -> BoolArray:
         """Return which pixels of a window of the grid are masked, `(h, w)`; no file is opened."""
         import shapely
@@ -57,9 +65,8 @@ class ShapeMask:
         corners = [
             transform * at for at in ((0, 0), (window.width, 0), (window.width, window.height), (0, window.height))
         ]
-        shapes = shapely.from_wkb(list(self.shapes))
-        near = list(shapes[shapely.intersects(shapes, shapely.Polygon(corners))])
-        if not near:
+        near = self._tree.geometries[self._tree.query(shapely.Polygon(corners), predicate="intersects")]
+        if not len(near):
             return np.full((window.height, window.width), self.outside)
         return np.asarray(
             geometry_mask(near, (window.height, window.width), transform, invert=not self.outside), np.bool_

@@ -35,7 +35,7 @@ class Reader:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._handles: list[Any] = []
-        self._attempts = _ATTEMPTS if is_remote(source.opens) else 1
+        self._remote = is_remote(source.opens)
 
     def __enter__(self) -> "Reader":
         """Return itself; files are opened on first use."""
@@ -51,21 +51,24 @@ class Reader:
 
         `window` must lie inside the raster. A pixel is invalid if any of its bands is. Raises `ReadError`.
         """
-        box, attempts = RasterioWindow(window.col, window.row, window.width, window.height), self._attempts
+        box = RasterioWindow(window.col, window.row, window.width, window.height)
         try:
-            while True:
-                attempts -= 1
-                try:
-                    with reaching(self.source.opens, afresh=attempts < self._attempts - 1):
-                        return self._read(box)
-                except RasterioError:
-                    if not attempts:
-                        raise
-                    self._reopen()
+            return self._read_remote(box) if self._remote else self._read(box)
         except RasterioError as error:
             raise ReadError(
                 f"{self.source.path}: is damaged or truncated; reading rows {window.row}-{window.row + window.height - 1} failed ({error})."
             ) from None  # GDAL's text, quoted here, may hold secrets
+
+    def _read_remote(self, window: Any) -> tuple[FloatArray, BoolArray]:
+        """Read a window of what GDAL fetches, again where an answer breaks off."""
+        for attempt in range(_ATTEMPTS - 1):
+            try:
+                with reaching(self.source.opens, afresh=attempt > 0):
+                    return self._read(window)
+            except RasterioError:
+                self._reopen()
+        with reaching(self.source.opens, afresh=True):
+            return self._read(window)
 
     def _read(self, window: Any) -> tuple[FloatArray, BoolArray]:
         raw, valid = self._stored(window)

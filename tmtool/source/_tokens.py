@@ -8,7 +8,7 @@ from tmtool.errors import InputError
 from tmtool.modality import MODALITIES, TOKEN_NODATA, TOKEN_PX
 from tmtool.source._arrays import described_array
 from tmtool.source._opening import Description, Source, described
-from tmtool.source.deliveries import delivery_of
+from tmtool.source.deliveries import is_delivery
 
 _TOKENS = "tokenize"
 """The task that token rasters are products of."""
@@ -20,7 +20,7 @@ def token_source(raster: Any) -> Source | None:
     It is the path of one, or the `xarray.Dataset` of the tokens and their validity. Raises `InputError` for one that is
     damaged, or that lacks the mask of its pixels without data.
     """
-    if isinstance(raster, str) and delivery_of(raster):
+    if isinstance(raster, str) and is_delivery(raster):
         return None
     found = described(raster, points=True) if isinstance(raster, str) else described_array(_tokens_of(raster))
     made = found.made

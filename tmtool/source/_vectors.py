@@ -17,7 +17,7 @@ def is_vector(path: str) -> bool:
 
 
 def shapes_of(path: str, grid: Grid, option: str) -> tuple[bytes, ...]:
-    """Return the polygons of all layers' first, in well-known binary and the grid's CRS. Raises `UsageError`."""
+    """Return the polygons of a file's first layer, in well-known binary and the grid's CRS. Raises `UsageError`."""
     import pyogrio
     import shapely
 
