@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.conftest import TRANSFORM
 from tests.test_preview import made, product
+from tmtool.errors import ReadError
 from tmtool.modality import LULC_CLASSES, MODALITIES
 from tmtool.products.agreement import Classes, Codes, Quantities, Vectors, text
 from tmtool.products.metrics import Comparison
@@ -82,7 +83,7 @@ def test_classes_are_scikit_learns() -> None:
     true = rng.choice([0, 1, 2, 4, 5], (1, 60, 50), p=[0.1, 0.4, 0.3, 0.1, 0.1]).astype(np.uint8)
     found = np.where(rng.random(true.shape) < 0.7, true, rng.choice([1, 2, 3, 4], true.shape)).astype(np.uint8)
     valid = rng.random((60, 50)) > 0.1
-    said = strips(Classes([name for name, _ in LULC_CLASSES], first=1), found, true, valid, 13)
+    said = strips(Classes("LULC", [name for name, _ in LULC_CLASSES], first=1), found, true, valid, 13)
     scored = valid & (true[0] > 0)
     x, y = found[0][scored], true[0][scored]
     assert said["pixels"] == scored.sum()
@@ -97,8 +98,15 @@ def test_classes_are_scikit_learns() -> None:
         metrics.confusion_matrix(y, x, labels=[1, 2, 3, 4, 5]),
     )
     assert said["classes"]["flooded vegetation"]["recall"] is None
-    same = strips(Classes(["a", "b"]), x[None, None] % 2, x[None, None] % 2, np.ones((1, len(x)), bool), 1)
+    same = strips(Classes("x", ["a", "b"]), x[None, None] % 2, x[None, None] % 2, np.ones((1, len(x)), bool), 1)
     assert (same["accuracy"], same["miou"], same["kappa"]) == (1, 1, 1)
+
+
+def test_what_is_no_class_is_no_class() -> None:
+    known, strange = np.full((1, 4, 4), 1, np.uint8), np.full((1, 4, 4), 77, np.uint8)
+    for pair in ((strange, known), (known, strange)):
+        with pytest.raises(ReadError, match="x: found class 77 while comparing it, but classes are 0-1"):
+            Classes("x", ["a", "b"]).add(*pair, np.ones((4, 4), bool))
 
 
 def test_codes_and_vectors() -> None:
@@ -111,7 +119,7 @@ def test_codes_and_vectors() -> None:
     cosine = ((x * y).sum(0) / np.linalg.norm(x, axis=0) / np.linalg.norm(y, axis=0))[valid]
     assert (said["cosine"], said["least_cosine"]) == pytest.approx((cosine.mean(), cosine.min()))
     assert strips(Vectors(), x, 2 * x, valid, 7)["least_cosine"] == pytest.approx(1)
-    for empty in (Quantities(S1, 30, STDS), Classes(["a", "b"]), Codes(), Vectors()):
+    for empty in (Quantities(S1, 30, STDS), Classes("x", ["a", "b"]), Codes(), Vectors()):
         said = strips(empty, x[:2].astype(np.float32), y[:2].astype(np.float32), np.zeros((20, 30), bool), 7)
         assert "-" in text(said)
 

@@ -23,6 +23,11 @@ class Grid:
     transform: Affine
     shape: tuple[int, int]
 
+    @classmethod
+    def of(cls, dataset: Any) -> "Grid":
+        """Return the grid of a dataset of rasterio's."""
+        return cls(dataset.crs, dataset.transform, dataset.shape)
+
     def coarser(self, scale: int) -> "Grid":
         """Return the grid whose cells are `scale` x `scale` px of this one, from the same corner, the last ones cut."""
         height, width = self.shape

@@ -1,11 +1,15 @@
 """Scenes of several rasters each: `--in MOD=PATTERN` with the fields {stem}, {date} and {band}, or a folder for each modality."""
 
+import functools
 import glob
 import os
 import re
+import sys
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tmtool.dates import parsed
@@ -36,11 +40,23 @@ class _Pattern:
     def fields(self) -> list[str]:
         return _FIELD.findall(self.text)
 
+    @cached_property
+    def _paths(self) -> list[str]:
+        """All files that may match, sorted: looked for once, whatever the number of scenes."""
+        return sorted(glob.glob(_FIELD.sub("*", self.text)))
+
+    def _candidates(self, stem: str | None) -> Sequence[str]:
+        """Return the files that may match a stem: those that begin as the pattern does up to it."""
+        before, field, _ = self.text.partition("{stem}")
+        if stem is None or not field or glob.has_magic(before) or "{" in before:
+            return self._paths
+        start = before + stem
+        return self._paths[bisect_left(self._paths, start) : bisect_left(self._paths, start + chr(sys.maxunicode))]
+
     def matches(self, stem: str | None = None) -> Iterator[tuple[str, str, str]]:
         """Yield (stem, date, path) of each file; {band} stays in the path."""
-        given = {"stem": glob.escape(stem)} if stem is not None else {}
         expression = self._expression({"stem": re.escape(stem)} if stem is not None else {})
-        for path in sorted(glob.glob(_FIELD.sub(lambda f: given.get(f[1], "*"), self.text))):
+        for path in self._candidates(stem):
             found = expression.fullmatch(path)
             if found is None:
                 continue
@@ -80,6 +96,7 @@ def paired(asked: Inputs, list_folder: ListFolder, is_product: Callable[[str], b
     A partner that is missing stays as a pattern that matches nothing, which is the scene's error when it is its turn. Raises
     `UsageError` for patterns that cannot work, `InputError` where the first one matches nothing.
     """
+    list_folder = functools.cache(list_folder)
     patterns = [_Pattern(name, text) for name, text in asked]
     for pattern in patterns:
         _check(pattern, is_product)

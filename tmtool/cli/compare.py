@@ -102,7 +102,16 @@ def compare(
         failed = 0
         for product, other in pairs:
             try:
-                found = held(str(product), str(other), how, modality=in_, warp=warp, error_map=error_map, zones=zones)
+                found = held(
+                    str(product),
+                    str(other),
+                    how,
+                    modality=in_,
+                    warp=warp,
+                    error_map=error_map,
+                    zones=zones,
+                    joint=plot is not None,
+                )
                 if plot:
                     draw(plot, f"{product.stem} and {other.stem}", found.unit, found.found, found.joint)
             except TmtoolError as error:

@@ -63,9 +63,10 @@ def preview(
     with command(log):
         from tmtool.pictures import Look, fitted
         from tmtool.pictures import preview as draw
+        from tmtool.source import inspect
 
-        look = Look(size, bbox, with_)
-        look.check()
+        Look(size).check()
+        look = Look(size, bbox, inspect(with_) if with_ else None)
         paths = _listed(products, recursive)
         components = fitted(paths) if together else {}
         failed = 0

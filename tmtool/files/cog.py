@@ -1,7 +1,7 @@
 """A product's work file to a Cloud-Optimized GeoTIFF, by GDAL's COG driver, and its validation."""
 
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from tmtool.files.writer import Format, Layout, Work, quiet, sidecar
 from tmtool.grid import Grid
 
 _BLOCK = 512
+_CLASS = "CLASS_"
+"""Tags of a band that name its classes begin so; the class follows."""
 
 
 def convert(work: Work, path: Path) -> None:
@@ -72,7 +74,7 @@ def _describe(dst: Any, work: Work) -> None:
         dst.scales = work.scales.tolist()
     if layout.classes:
         dst.write_colormap(1, {i: _rgba(colour) for i, (_, colour) in enumerate(layout.classes)})
-        dst.update_tags(1, **{f"CLASS_{i}": name for i, (name, _) in enumerate(layout.classes)})
+        dst.update_tags(1, **{f"{_CLASS}{i}": name for i, (name, _) in enumerate(layout.classes)})
 
 
 def _block_side(layout: Layout, shape: tuple[int, int]) -> int:
@@ -136,3 +138,11 @@ def _write_categories(path: Path, names: Sequence[str]) -> None:
 def _rgba(colour: str) -> tuple[int, int, int, int]:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return red, green, blue, 255
+
+
+def class_names(tags: Mapping[str, str]) -> list[str]:
+    """Return the names of the classes 0, 1, ... that the tags of a product's band tell; nothing where it has no classes."""
+    named = {
+        int(key[len(_CLASS) :]): name for key, name in tags.items() if key.startswith(_CLASS) and key[6:].isdigit()
+    }
+    return [named.get(i, f"class {i}") for i in range(max(named, default=-1) + 1)]

@@ -1,8 +1,7 @@
 """A product, or any raster that tmtool takes, as a picture: read from overviews, drawn by its kind."""
 
 import contextlib
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,16 @@ from rasterio.enums import Resampling
 from rasterio.windows import Window as RasterioWindow
 
 from tmtool.errors import InputError, UsageError
+from tmtool.files.cog import class_names
 from tmtool.grid import BoolArray, Grid, Window
 from tmtool.modality import MODALITIES
+from tmtool.names import base
 from tmtool.pictures import _drawing as drawing
 from tmtool.pictures._drawing import Colours, Components, Legend
 from tmtool.pictures._sheet import Panel, Sheet
 from tmtool.provenance import Provenance, parse
 from tmtool.settings import Extent, Tiling
-from tmtool.source import Reader, Source, inspect, on_grid, opened, pixel_size_m, placed
+from tmtool.source import Reader, Source, on_grid, opened, pixel_size_m, placed
 from tmtool.tasks import content
 
 _SAMPLE = 256
@@ -34,7 +35,7 @@ class Look:
 
     size: int = 1024
     bbox: str = ""
-    beside: str = ""
+    beside: Source | None = None
 
     def check(self) -> None:
         """Raise `UsageError` for a size that cannot work."""
@@ -52,13 +53,13 @@ class _Read:
     made: Provenance | None
     bands: tuple[str | None, ...]
     colormap: dict[int, Any] | None
-    names: dict[int, str]
+    classes: list[str]
 
 
 def _read(path: Path, look: Look) -> _Read:
     """Read a product at the size of a picture, from its overviews. Raises `InputError`."""
     with opened(str(path)) as src:
-        whole = Grid(src.crs, src.transform, src.shape)
+        whole = Grid.of(src)
         part = placed(whole, Extent(bbox=look.bbox), Tiling(), str(path)).part
         share = min(1.0, look.size / max(part.height, part.width))
         shape = (max(1, round(part.height * share)), max(1, round(part.width * share)))
@@ -69,27 +70,23 @@ def _read(path: Path, look: Look) -> _Read:
         valid = src.read_masks(1, window=window, out_shape=shape) > 0
         if kind == "f":
             valid &= np.isfinite(values).all(axis=0)
-        tags = src.tags(1)
         try:
             colormap = src.colormap(1)
         except ValueError:
             colormap = None
-        scaled = (
-            values
-            if not any(s not in (0, 1) for s in src.scales) or kind != "i"
-            else values * np.array(src.scales)[:, None, None]
-        )
+        if any(scale != 1 for scale in src.scales):
+            values = values * np.asarray(src.scales, np.float32)[:, None, None]
         grid = whole.part(part)
         a, b, c, d, e, f = grid.transform[:6]
         x, y = part.width / shape[1], part.height / shape[0]
         return _Read(
-            scaled,
+            values,
             valid,
             Grid(whole.crs, Affine(a * x, b * y, c, d * x, e * y, f), shape),
             parse(src.tags()),
             src.descriptions,
             colormap,
-            {int(k[6:]): v for k, v in tags.items() if k.startswith("CLASS_") and k[6:].isdigit()},
+            class_names(src.tags(1)),
         )
 
 
@@ -113,7 +110,7 @@ def preview(path: Path, look: Look, together: dict[Space, Components] | None = N
     colours, legend = _drawn(read, path, together or {})
     panels = [Panel(*_enlarged(colours, read.valid, look), legend, path.stem if look.beside else "")]
     if look.beside:
-        panels.insert(0, _beside(look, read, panels[0].valid.shape))
+        panels.insert(0, _beside(look.beside, read, panels[0].valid.shape))
     rotated = bool(read.grid.transform.b or read.grid.transform.d)
     size = pixel_size_m(read.grid)
     scale = len(panels[-1].valid) / len(read.valid)
@@ -154,13 +151,11 @@ def _drawn(read: _Read, path: Path, together: dict[Space, Components]) -> tuple[
         levels = [int(level) for level in str(made.details["codebook"]).split("-")]
         return drawing.codes(values, valid, levels)
     if read.colormap:
-        last = max(read.names, default=max(read.colormap))
-        colours = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, *_ in (read.colormap[i] for i in range(last + 1))]
-        return drawing.classes(values, valid, [read.names.get(i, f"class {i}") for i in range(last + 1)], colours)
+        names = read.classes or [f"class {i}" for i in range(max(read.colormap) + 1)]
+        return drawing.classes(values, valid, names, _hex(read.colormap, len(names)))
     if path.stem.endswith("_prob"):
         names = [name or f"class {i}" for i, name in enumerate(read.bands)]
-        top = 255.0 if values.dtype == np.uint8 else 1.0
-        return drawing.probabilities(values / top, valid, names, _colours_beside(path, len(names)))
+        return drawing.probabilities(values, valid, names, _colours_beside(path, len(names)))
     modality = made.modality if made else ""
     return _of_modality(modality, values, valid, read.grid, read.bands[0] or path.stem)
 
@@ -170,8 +165,13 @@ def _colours_beside(path: Path, count: int) -> Sequence[str]:
     classes = path.with_name(f"{path.stem.removesuffix('_prob')}_pred{path.suffix}")
     if classes.exists():
         with opened(str(classes)) as src, contextlib.suppress(ValueError):
-            return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, *_ in (src.colormap(1)[i] for i in range(count))]
+            return _hex(src.colormap(1), count)
     return drawing.PALETTE * (1 + count // len(drawing.PALETTE))
+
+
+def _hex(colormap: Mapping[int, Any], count: int) -> list[str]:
+    """Return the first colours of a table as `#RRGGBB`."""
+    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, *_ in (colormap[i] for i in range(count))]
 
 
 def _of_modality(name: str, values: NDArray[Any], valid: BoolArray, grid: Grid, band: str) -> tuple[Colours, Legend]:
@@ -193,13 +193,12 @@ def _of_modality(name: str, values: NDArray[Any], valid: BoolArray, grid: Grid, 
     return drawing.quantity(values, valid, band)
 
 
-def _beside(look: Look, read: _Read, shape: tuple[int, int]) -> Panel:
+def _beside(source: Source, read: _Read, shape: tuple[int, int]) -> Panel:
     """Return the raster that is shown beside a product, on its grid. Raises `InputError`."""
-    source = inspect(look.beside)
     grid = Grid(read.grid.crs, read.grid.transform * Affine.scale(read.grid.shape[1] / shape[1]), shape)
     values, valid = _pixels(on_grid(source, grid, "auto", 0.0, "the product"))
     colours, legend = _of_modality(source.modality.name, values, valid, grid, source.modality.bands[0])
-    return Panel(colours, valid, legend, os.path.basename(look.beside.rstrip("/")))
+    return Panel(colours, valid, legend, base(source.path))
 
 
 def _pixels(source: Source) -> tuple[NDArray[Any], BoolArray]:

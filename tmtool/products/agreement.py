@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tmtool.grid import BoolArray
 from tmtool.modality import Modality
-from tmtool.products.metrics import Comparison, aligned, decimals, fixed
+from tmtool.products.metrics import Comparison, Confusion, aligned, decimals, fixed
 
 
 class Agreement(Protocol):
@@ -98,44 +98,37 @@ class Quantities:
 class Classes:
     """Agreement of classes: accuracy, mIoU, macro F1, kappa; IoU, F1, precision and recall of each, and the confusion.
 
-    `names` are those of the classes 0, 1, ...; with `first` 1 a reference of class 0 is no data.
+    `names` are those of the classes 0, 1, ... of `what`; with `first` 1 a reference of class 0 is no data.
     """
 
-    def __init__(self, names: Sequence[str], first: int = 0) -> None:
-        self._names, self._first = tuple(names), first
-        self._counts = np.zeros((len(names), len(names)), np.int64)
+    def __init__(self, what: str, names: Sequence[str], first: int = 0) -> None:
+        self._confusion = Confusion(what, names, first)
 
     def add(self, values: NDArray[Any], reference: NDArray[Any], valid: BoolArray) -> None:
-        """Take the next rows; a class that has no name is an error of its pixel's reference class."""
-        n = len(self._names)
-        scored = valid & (reference[0] >= self._first) & (reference[0] < n)
-        found, true = (np.clip(v[0][scored], 0, n - 1).astype(np.int64) for v in (values, reference))
-        self._counts += np.bincount(true * n + found, minlength=n * n).reshape(n, n)
+        """Take the next rows; raises `ReadError` for what is no class."""
+        self._confusion.add(reference, values, valid)
 
     def result(self) -> dict[str, Any]:
         """Return the figures; `confusion` has a row for each class of the reference, by name."""
-        counts, right = self._counts, self._counts.diagonal()
-        pixels = int(counts.sum())
-        true, found = counts.sum(axis=1), counts.sum(axis=0)
-        there = [c for c in range(self._first, len(self._names)) if true[c] or found[c]]
-        each = {self._names[c]: _class(int(right[c]), int(true[c]), int(found[c])) for c in there}
-        expected = float((true / max(pixels, 1)) @ (found / max(pixels, 1)))
-        accuracy = int(right.sum()) / pixels if pixels else None
-        kappa = (accuracy - expected) / (1 - expected) if accuracy is not None and expected < 1 else None
-        return {
-            "pixels": pixels,
-            "accuracy": accuracy,
-            "miou": _mean([one["iou"] for one in each.values()]),
+        of, found = self._confusion, self._confusion.result()
+        counts, pixels, accuracy = of.counts, found["pixels"], found["accuracy"]
+        true, made = counts.sum(axis=1), counts.sum(axis=0)
+        there = {name: of.names.index(name) for name in found["classes"]}
+        each = {
+            n: {"iou": found["classes"][n]} | _class(int(counts[c, c]), int(true[c]), int(made[c]))
+            for n, c in there.items()
+        }
+        expected = float((true / max(pixels, 1)) @ (made / max(pixels, 1)))
+        return found | {
             "f1": _mean([one["f1"] for one in each.values()]),
-            "kappa": kappa,
+            "kappa": (accuracy - expected) / (1 - expected) if pixels and expected < 1 else None,
             "classes": each,
-            "confusion": {self._names[c]: {self._names[d]: int(counts[c, d]) for d in there} for c in there},
+            "confusion": {a: {b: int(counts[c, d]) for b, d in there.items()} for a, c in there.items()},
         }
 
 
 def _class(right: int, true: int, found: int) -> dict[str, float | None]:
     return {
-        "iou": right / (true + found - right),
         "f1": 2 * right / (true + found),
         "precision": right / found if found else None,
         "recall": right / true if true else None,

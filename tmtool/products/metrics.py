@@ -26,7 +26,8 @@ class Comparison:
     """
 
     def __init__(self, modality: Modality, width: int, stds: Sequence[float]) -> None:
-        self._measure = _Confusion(modality) if modality.classes else _Errors(modality, width, stds)
+        names = [name for name, _ in modality.classes]
+        self._measure = Confusion(modality.name, names, 1) if names else _Errors(modality, width, stds)
 
     def add(self, reference: NDArray[Any], values: NDArray[Any], valid: BoolArray) -> None:
         """Take the next rows: input and reconstruction `(bands, h, W)` in the modality's unit, validity `(h, W)`.
@@ -128,40 +129,51 @@ def _complete_windows(valid: BoolArray) -> BoolArray:
     return valid
 
 
-class _Confusion:
-    """A comparison of classes: `_counts[c, d]` is how many pixels of class c were reconstructed as d."""
+class Confusion:
+    """A comparison of classes: `counts[c, d]` is how many pixels of class c the product has as d.
 
-    def __init__(self, modality: Modality) -> None:
-        self._modality = modality
-        self._counts = np.zeros((len(modality.classes), len(modality.classes)), np.int64)
+    `names` are those of the classes 0, 1, ... of `what`; with `first` 1 a reference of class 0 is no data.
+    """
+
+    def __init__(self, what: str, names: Sequence[str], first: int = 0) -> None:
+        self.what, self.names, self.first = what, tuple(names), first
+        self.counts = np.zeros((len(names), len(names)), np.int64)
 
     def add(self, reference: NDArray[Any], values: NDArray[Any], valid: BoolArray) -> None:
-        scored = valid & (reference[0] != 0)
-        n = len(self._counts)
+        """Take the next rows; raises `ReadError` for what is no class."""
+        scored = valid & (reference[0] != 0) if self.first else valid
+        n = len(self.counts)
         pairs = self._ids(reference[0][scored]) * n + self._ids(values[0][scored])
-        self._counts += np.bincount(pairs, minlength=n * n).reshape(n, n)
+        self.counts += np.bincount(pairs, minlength=n * n).reshape(n, n)
 
     def _ids(self, values: NDArray[Any]) -> NDArray[np.int64]:
         ids = values.astype(np.int64)
-        strange = values[(ids != values) | (ids < 0) | (ids >= len(self._counts))]
+        strange = values[(ids != values) | (ids < 0) | (ids >= len(self.counts))]
         if strange.size:
             raise ReadError(
-                f"{self._modality.name}: found class {strange[0]:g} while comparing it with its reconstruction, but classes are "
-                f"0-{len(self._counts) - 1}. Remap the input's codes."
+                f"{self.what}: found class {strange[0]:g} while comparing it, but classes are "
+                f"0-{len(self.counts) - 1}. Remap the input's codes."
             )
         return ids
 
     def finish(self) -> None:
-        pass
+        """Do nothing: no rows are kept."""
+
+    @property
+    def ious(self) -> dict[str, float]:
+        """The IoU of each class that occurs in either, by name."""
+        right = self.counts.diagonal()
+        either = self.counts.sum(axis=0) + self.counts.sum(axis=1) - right
+        return {
+            name: int(right[c]) / int(either[c]) for c, name in enumerate(self.names) if c >= self.first and either[c]
+        }
 
     def result(self) -> dict[str, Any]:
-        pixels, right = int(self._counts.sum()), self._counts.diagonal()
-        either = self._counts.sum(axis=0) + self._counts.sum(axis=1) - right
-        names = [name for name, _ in self._modality.classes]
-        ious = {names[c]: int(right[c]) / int(either[c]) for c in range(1, len(names)) if either[c]}
+        """Return pixels, accuracy, mIoU and the IoU of each class, ready for JSON."""
+        pixels, right, ious = int(self.counts.sum()), int(self.counts.trace()), self.ious
         return {
             "pixels": pixels,
-            "accuracy": int(right.sum()) / pixels if pixels else None,
+            "accuracy": right / pixels if pixels else None,
             "miou": sum(ious.values()) / len(ious) if ious else None,
             "classes": ious,
         }

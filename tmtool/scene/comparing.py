@@ -13,14 +13,14 @@ from rasterio.windows import Window as RasterioWindow
 
 from tmtool import models
 from tmtool.errors import InputError
-from tmtool.files.cog import COG
+from tmtool.files.cog import COG, class_names
 from tmtool.files.writer import Layout, ProductWriter
 from tmtool.grid import BoolArray, Grid, Window
 from tmtool.modality import MODALITIES, Modality, find
 from tmtool.products.agreement import Agreement, Classes, Codes, Joint, Quantities, Vectors
 from tmtool.provenance import parse
 from tmtool.settings import Reading
-from tmtool.source import Reader, ShapeMask, inspect, on_grid, opened, shapes_of
+from tmtool.source import Reader, ShapeMask, inspect, on_grid, opened, same_grid, shapes_of
 from tmtool.tasks import content
 
 _ROWS = 256
@@ -68,12 +68,13 @@ def compare(
     warp: bool = False,
     error_map: Path | None = None,
     zones: str = "",
+    joint: bool = False,
 ) -> Compared:
     """Hold a product against a reference, on the pixels that are valid in both. Raises `InputError` and `ReadError`.
 
     `modality` says what a product is that does not say it itself; with `warp` the reference is brought to the product's grid.
     `error_map` is written if it is given: the difference of each band, or of ids 1 where they differ. `zones` is a vector file
-    whose polygons are measured one by one too.
+    whose polygons are measured one by one too. With `joint` the values of both are counted together, for a plot.
     """
     with ExitStack() as stack:
         kind, pair = _pair(product, reference, how, modality, warp, stack)
@@ -89,7 +90,7 @@ def compare(
                 for zone, measure in parts:
                     inside = zone.covers(Window(row, 0, *valid.shape))
                     measure.add(values, other, valid & inside)
-                if pair.joint is not None:
+                if joint and pair.joint is not None:
                     pair.joint.add(values, other, valid)
                 if writer is not None:
                     writer.write(row, *_errors(pair, values, other, valid), 0)
@@ -112,10 +113,9 @@ def _pair(product: str, reference: str, how: Reading, asked: str, warp: bool, st
         return "tokens", _as_stored(product, reference, Codes, warp, stack)
     if held == "vectors":
         return "embeddings", _as_stored(product, reference, Vectors, warp, stack)
-    named = {int(key[6:]): value for key, value in tags.items() if key.startswith("CLASS_") and key[6:].isdigit()}
-    if held == "answers" and named:
-        classes = [named.get(i, f"class {i}") for i in range(max(named) + 1)]
-        return "classes", _as_stored(product, reference, partial(Classes, classes), warp, stack)
+    classes = class_names(tags)
+    if held == "answers" and classes:
+        return "classes", _as_stored(product, reference, partial(Classes, product, classes), warp, stack)
     name = asked or (made.modality if made else "")
     if not name:
         bands = ", ".join(filter(None, names)) or "no band names"
@@ -134,7 +134,7 @@ def _of_modality(product: str, reference: str, modality: Modality, how: Reading,
     width = mine.grid.shape[1]
     joint = None
     if modality.classes:
-        new: Callable[[], Agreement] = partial(Classes, [name for name, _ in modality.classes], 1)
+        new: Callable[[], Agreement] = partial(Classes, modality.name, [name for name, _ in modality.classes], 1)
     else:
         moments = models.find("base").moments(MODALITIES[modality.name])
         new, joint = partial(Quantities, modality, width, moments[1]), Joint(modality, moments)
@@ -154,7 +154,7 @@ def _as_stored(product: str, reference: str, new: Callable[[], Agreement], warp:
             f"{reference}: --warp is for pixels of a modality; codes, vectors and classes have to lie on one grid."
         )
     mine, other = (stack.enter_context(opened(path)) for path in (product, reference))
-    grids = [Grid(src.crs, src.transform, src.shape) for src in (mine, other)]
+    grids = [Grid.of(src) for src in (mine, other)]
     _check_grids(product, reference, grids[0], grids[1])
     if mine.count != other.count:
         raise InputError(f"{reference}: has {other.count} bands, expected {mine.count} as {product} has.")
@@ -175,11 +175,7 @@ def _rows(grid: Grid) -> Iterator[tuple[int, int]]:
 
 
 def _check_grids(product: str, reference: str, mine: Grid, other: Grid) -> None:
-    same = mine.shape == other.shape and mine.crs == other.crs
-    close = same and all(
-        abs(a - b) <= 1e-3 * abs(mine.transform.a) for a, b in zip(mine.transform, other.transform, strict=True)
-    )
-    if not close:
+    if not same_grid(mine, other):
         raise InputError(
             f"{reference}: lies on another grid than {product} ({other.shape[0]} x {other.shape[1]} px, {other.crs}; expected "
             f"{mine.shape[0]} x {mine.shape[1]} px, {mine.crs}). --warp brings it there."

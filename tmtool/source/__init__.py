@@ -1,6 +1,6 @@
 """Input rasters: what a file or an array is, whether it can be used, and its pixels and validity window by window."""
 
-from tmtool.source._align import check_reading, footprint, grid_of, masked, on_grid
+from tmtool.source._align import check_reading, footprint, grid_of, masked, on_grid, same_grid
 from tmtool.source._extent import Place, placed
 from tmtool.source._grids import centres, pixel_size_m
 from tmtool.source._held import Held
@@ -34,6 +34,7 @@ __all__ = [
     "opened",
     "pixel_size_m",
     "placed",
+    "same_grid",
     "set_block_cache",
     "shapes_of",
     "token_source",

@@ -53,7 +53,7 @@ def grid_of(sources: Mapping[str, Source], asked: str) -> Grid:
         return _around(first, found, asked)
     try:
         with opened(asked) as src:
-            return Grid(src.crs, src.transform, src.shape)
+            return Grid.of(src)
     except InputError as error:
         raise UsageError(f"--grid {asked}: give {_FORMS}. ({error})") from error
 
@@ -110,7 +110,7 @@ def on_grid(source: Source, grid: Grid, resampling: str, min_overlap: float, ref
 
     Raises `InputError` for one that covers less than `min_overlap` of the grid, or cannot be brought to it.
     """
-    if _same(source.grid, grid) and not source.points:
+    if same_grid(source.grid, grid) and not source.points:
         return source
     _refuse_unplaceable(source, grid, reference)
     _check_overlap(source, grid, min_overlap, reference)
@@ -141,7 +141,8 @@ def _refuse_unplaceable(source: Source, grid: Grid, reference: str) -> None:
         )
 
 
-def _same(own: Grid, grid: Grid) -> bool:
+def same_grid(own: Grid, grid: Grid) -> bool:
+    """Whether two grids are one, to a thousandth of a pixel."""
     return own.shape == grid.shape and own.crs == grid.crs and _apart(grid, own) <= _NEAR
 
 
@@ -332,7 +333,7 @@ def _flags(source: Source, grid: Grid, words: Sequence[str]) -> list[Mask]:
     for flags in (flag for word in words for flag in known[word]):
         vrt = virtual(delivery, [flags.layer], "nearest")
         with opened(vrt) as src:
-            own, dtype = Grid(src.crs, src.transform, src.shape), src.dtypes[0]
+            own, dtype = Grid.of(src), src.dtypes[0]
         found.append(RasterMask(_mask_on(vrt, own, dtype, grid), 1, flags.values))
     return found
 
@@ -340,7 +341,7 @@ def _flags(source: Source, grid: Grid, words: Sequence[str]) -> list[Mask]:
 def _mask_on(name: str, own: Grid, dtype: str, grid: Grid) -> str:
     """Return a mask as a virtual raster on another grid, nearest; 0 where it does not reach."""
     plain = stacked([Piece(name, 1, own, dtype)], own)
-    return plain if _same(own, grid) else warped(plain, grid, Warp("nearest", 0.0))
+    return plain if same_grid(own, grid) else warped(plain, grid, Warp("nearest", 0.0))
 
 
 def _of_file(name: str, grid: Grid) -> Mask:
@@ -348,9 +349,9 @@ def _of_file(name: str, grid: Grid) -> Mask:
         return ShapeMask(shapes_of(name, grid, "--mask"), grid)
     try:
         with opened(name) as src:
-            own, dtype = Grid(src.crs, src.transform, src.shape), src.dtypes[0]
+            own, dtype = Grid.of(src), src.dtypes[0]
     except InputError as error:
         raise UsageError(f"--mask {name}: give {', '.join(WORDS)}, a raster or a vector file. ({error})") from error
-    if own.crs is None and not _same(own, grid):
+    if own.crs is None and not same_grid(own, grid):
         raise UsageError(f"--mask {name}: has no CRS and another grid than the inputs.")
     return RasterMask(_mask_on(name, own, dtype, grid))

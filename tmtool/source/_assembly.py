@@ -71,7 +71,7 @@ def _looked_at(layer: Layer) -> _File:
             raise InputError(f"{layer.path}: has {src.count} bands, but {layer.name} is expected in band {layer.band}.")
         return _File(
             layer,
-            Grid(src.crs, src.transform, src.shape),
+            Grid.of(src),
             src.dtypes[layer.band - 1],
             src.nodatavals[layer.band - 1],
         )

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,7 @@ def items(path: str) -> list[tuple[str, str]]:
     """Return the id of each item, and the path that `read` takes for it. Raises `InputError`."""
     name, _, wanted = in_one_word(path).partition("#")
     found = [str(item.get("id")) for item in _documents(name)]
-    if twice := [i for i in found if found.count(i) > 1]:
+    if twice := [i for i, times in Counter(found).items() if times > 1]:
         raise InputError(
             f"{name}: holds several items with the id {twice[0]}; expected an id each. Keep one of them, or write one file each."
         )
@@ -148,6 +149,7 @@ def _is_item(document: Any) -> bool:
     return isinstance(document, dict) and document.get("type") == "Feature" and "stac_version" in document
 
 
+@functools.lru_cache(maxsize=4)  # of many items each is asked for by itself
 def _entries(name: str, text: str) -> list[Any]:
     """Return what a text holds: a document, its features, or a document a line. Raises `ValueError`."""
     if (urlsplit(name).path if "://" in name else name).lower().endswith(_LINES):
