@@ -274,8 +274,11 @@ def _moved(source: Source, vrt: str, grid: Grid, brought: str, *, warped: bool) 
     stale = tuple(size_warnings(source.grid, source.pixel_m))
     own = tuple(range(1, len(source.bands) + 1)) if not source.points else source.bands
     nodata = _nodata(source) if warped else source.nodata
+    times = _times_larger(source.grid, grid) if warped and not source.points else 1.0
     return replace(
         source,
+        block=(math.ceil(source.block[0] / times), math.ceil(source.block[1] / times)),
+        density=times**2 + warped,
         vrt=vrt,
         grid=grid,
         own=source.grid,
@@ -331,7 +334,7 @@ def _flags(source: Source, grid: Grid, words: Sequence[str]) -> list[Mask]:
         )
     found: list[Mask] = []
     for flags in (flag for word in words for flag in known[word]):
-        vrt = virtual(delivery, [flags.layer], "nearest")
+        vrt, _ = virtual(delivery, [flags.layer], "nearest")
         with opened(vrt) as src:
             own, dtype = Grid.of(src), src.dtypes[0]
         found.append(RasterMask(_mask_on(vrt, own, dtype, grid), 1, flags.values))

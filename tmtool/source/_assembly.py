@@ -1,5 +1,6 @@
 """From the files of a delivery to one virtual raster, on the grid of the finest."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -23,13 +24,16 @@ def assembled(path: str, resampling: str = "auto", *, points: bool = False) -> D
     delivery = delivery_of(path)
     if delivery is None:
         return described(path, points=points)
-    vrt = virtual(delivery, delivery.layers, "nearest" if resampling == "auto" else resampling)
-    found = described(delivery.path, vrt)
-    return replace(found, delivery=delivery, units=(None,) * len(delivery.layers))
+    vrt, block = virtual(delivery, delivery.layers, "nearest" if resampling == "auto" else resampling)
+    found, count = described(delivery.path, vrt), len(delivery.layers)
+    return replace(found, delivery=delivery, units=(None,) * count, blocks=(block,) * count)
 
 
-def virtual(delivery: Delivery, layers: Sequence[Layer], resampling: str, grid: Grid | None = None) -> str:
-    """Return the virtual raster of some layers of a delivery, on `grid` or that of the finest. Raises `InputError`."""
+def virtual(delivery: Delivery, layers: Sequence[Layer], resampling: str) -> tuple[str, tuple[int, int]]:
+    """Return the virtual raster of some layers of a delivery, on the grid of the finest, and how large blocks are at most, in its px.
+
+    Raises `InputError`.
+    """
     files = [_looked_at(layer) for layer in layers]
     places = [_grid(delivery, file) for file in files]
     if odd := [(file, g) for file, g in zip(files, places, strict=True) if g.crs != places[0].crs]:
@@ -38,7 +42,7 @@ def virtual(delivery: Delivery, layers: Sequence[Layer], resampling: str, grid: 
             f"{delivery.path}: its band {file.layer.name} has {_crs(other)}, {files[0].layer.name} has {_crs(places[0])}; "
             "expected one CRS. Warp the bands to one grid first (gdalwarp)."
         )
-    grid = grid or min(places, key=_pixel_area)
+    grid = min(places, key=_pixel_area)
     dtype = str(np.result_type(*(file.dtype for file in files)))
     pieces = [
         Piece(
@@ -52,7 +56,11 @@ def virtual(delivery: Delivery, layers: Sequence[Layer], resampling: str, grid: 
         )
         for file, place in zip(files, places, strict=True)
     ]
-    return stacked(pieces, grid, delivery.tags)
+    block = (
+        max(math.ceil(f.block[0] * abs(p.transform.e / grid.transform.e)) for f, p in zip(files, places, strict=True)),
+        max(math.ceil(f.block[1] * abs(p.transform.a / grid.transform.a)) for f, p in zip(files, places, strict=True)),
+    )
+    return stacked(pieces, grid, delivery.tags), block
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ class _File:
     grid: Grid
     dtype: str
     nodata: float | None
+    block: tuple[int, int]
 
 
 def _looked_at(layer: Layer) -> _File:
@@ -74,6 +83,7 @@ def _looked_at(layer: Layer) -> _File:
             Grid.of(src),
             src.dtypes[layer.band - 1],
             src.nodatavals[layer.band - 1],
+            src.block_shapes[layer.band - 1],
         )
 
 

@@ -76,6 +76,8 @@ class Source:
     """What is left out of the valid pixels."""
     own: Grid | None = None
     """The file's grid, if it was brought to another one."""
+    density: float = 1.0
+    """Pixels of the file, and of what is kept of the warp, for each of the grid's."""
     pixel_m: float = 10.0
     """Size of the pixels that the model was trained on."""
     brought: str = ""
@@ -104,7 +106,7 @@ class Source:
             )
         )
         bands = len(self.bands) + (self.alpha is not None)
-        return rows * cols * bands * np.dtype(self.dtype).itemsize
+        return int(rows * cols * bands * np.dtype(self.dtype).itemsize * self.density)
 
 
 @dataclass(frozen=True)
