@@ -381,6 +381,8 @@ def test_masks_leave_pixels_out(make_raster: Any, tmp_path: Path) -> None:
         (("--unit", "S1GRD=linear"), "--unit S1GRD=linear: no input is S1GRD; inputs are DEM"),
         (("--lulc-codes", "esri"), "--lulc-codes esri: no input is LULC"),
         (("--unit", "DEM=miles"), "a raster of it may be in m or feet"),
+        (("--grid", "utm@1.2.3m"), "--grid utm@1.2.3m: give a modality, a raster, or a CRS and a pixel size"),
+        (("--grid", "EPSG:4326@10m"), "EPSG:4326 is in degrees; give the pixel size in them"),
         (("--grid", "utm@x"), "--grid utm@x: give a modality, a raster, or a CRS and a pixel size"),
         (("--grid", "S2L2A"), "no input is S2L2A; inputs are DEM"),
         (("--min-overlap", "2"), "--min-overlap"),

@@ -231,6 +231,29 @@ def test_pinned_products_keep_the_rasters_grid_or_whole_cells(tmtool: Any, scene
         assert src.bounds.left <= transform.c < src.bounds.left + 160
 
 
+def test_pinned_scenes_of_few_tiles_keep_the_batch(tmtool: Any, scene: Any, tmp_path: Path) -> None:
+    """Else two extents would be computed with batches of other sizes, which round differently."""
+    options = (
+        "--window",
+        "0,0,90,90",
+        "--model",
+        "demo",
+        "--crop",
+        96,
+        "--stride",
+        48,
+        "--batch-size",
+        64,
+        "-o",
+        tmp_path,
+        "--json",
+    )
+    for extra, size in ((("--anchor", "grid"), 64), ((), 42)):
+        facts = json.loads(tmtool("embed", scene[0], *options, *extra, "--stale", "redo").stdout)
+        with rasterio.open(facts["products"]["embed"]) as src:
+            assert json.loads(src.tags()["TMTOOL_PROVENANCE"])["batch_size"] == size
+
+
 def test_pinning_needs_a_projected_grid(tmtool: Any, make_raster: Any, identity: str, tmp_path: Path) -> None:
     dem = np.arange(4096, dtype=np.float32).reshape(1, 64, 64)
     degrees = make_raster(dem, "deg.tif", crs="EPSG:4326", transform=Affine(1e-4, 0, 7, 0, -1e-4, 45))

@@ -1,6 +1,7 @@
 """The sheet around a picture: title, legend, scale bar and north."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
 _INK, _PAPER, _EDGE = (32, 33, 36, 255), (255, 255, 255, 255), 12
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a picture written, which gets its name when it is complete. Raises `OutputError`."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        write(part)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}).") from error
 
 
 @dataclass(frozen=True)
@@ -47,13 +59,8 @@ class Sheet:
 
     def save(self, path: Path) -> None:
         """Write the sheet as PNG, by an atomic rename. Raises `OutputError`."""
-        part = path.with_name(f".{path.name}.part")
-        try:
-            self.image().save(part, "PNG", optimize=False)
-            part.replace(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise OutputError(f"{path}: cannot be written ({error.strerror or error}).") from error
+        image = self.image()
+        write_whole(path, lambda part: image.save(part, "PNG"))
 
     def image(self) -> "Image":
         """Draw the sheet."""

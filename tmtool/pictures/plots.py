@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tmtool.errors import InputError, OutputError
+from tmtool.errors import InputError
+from tmtool.pictures._sheet import write_whole
 from tmtool.products.agreement import Joint
 
 _SIDE = 3.2
@@ -30,10 +31,8 @@ def plot(path: Path, title: str, unit: str, found: Mapping[str, Any], joint: Joi
         figure = Figure((side + 1, side), layout="constrained")
         _confusion(figure.subplots(), found)
     figure.suptitle(title, fontsize=10)
-    try:
-        FigureCanvasAgg(figure).print_png(path)
-    except OSError as error:
-        raise OutputError(f"--plot {path}: cannot be written ({error.strerror}).") from error
+    canvas = FigureCanvasAgg(figure)
+    write_whole(path, lambda part: canvas.print_png(part))
 
 
 def _scatter(axes: Any, unit: str, found: Mapping[str, Any], joint: Joint) -> None:

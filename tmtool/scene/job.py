@@ -20,7 +20,7 @@ from tmtool.models.device import Compute
 from tmtool.models.requests import input_name
 from tmtool.products.product import Product
 from tmtool.settings import Extent, Reading, RunSettings, Tiling
-from tmtool.source import Place, Reader, ShapeMask, Source, check_reading, grid_of, masked, on_grid, placed
+from tmtool.source import Reader, ShapeMask, Source, check_reading, grid_of, masked, on_grid, placed
 from tmtool.tasks import Task
 from tmtool.tiles.batches import Feed, load
 from tmtool.tiles.plan import TilePlan
@@ -117,12 +117,10 @@ class Prepared:
     sources: Mapping[str, Source]
     plan: TilePlan
     products: tuple[Product, ...]
-    place: Place
-
-    @property
-    def grid(self) -> Grid:
-        """The grid that the inputs share, on which tiles are counted."""
-        return self.place.grid
+    grid: Grid
+    """The grid that the inputs share, on which tiles are counted."""
+    area: ShapeMask | None = None
+    """What lies outside the area of interest, if there is one."""
 
     @property
     def made(self) -> Grid:
@@ -130,11 +128,6 @@ class Prepared:
         return self.grid.part(
             Window(self.plan.rows.start, self.plan.cols.start, len(self.plan.rows), len(self.plan.cols))
         )
-
-    @property
-    def area(self) -> ShapeMask | None:
-        """What lies outside the area of interest, if there is one."""
-        return self.place.area
 
     @property
     def targets(self) -> list[Path]:
@@ -212,7 +205,7 @@ def prepared_of(job: Job, scene: Scene, found: Sequence[Source]) -> Prepared:
             there = replace(there, brought="")  # only the tiles begin elsewhere
         sources[name] = masked(there, place.grid, reading.mask)
     plan = TilePlan(place.grid.shape, job.tiling, job.entry.patch, place.part, place.pinned, place.position)
-    return Prepared(scene, sources, plan.snapped([p.spec for p in products]), products, place)
+    return Prepared(scene, sources, plan.snapped([p.spec for p in products]), products, place.grid, place.area)
 
 
 def _check_targets(prepared: Prepared) -> None:

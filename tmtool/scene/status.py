@@ -82,7 +82,7 @@ def _read(job: Job, prepared: Prepared) -> dict[str, Any] | None:
         said["lulc_codes"] = job.reading.lulc_codes
     if job.reading.grid:
         said["grid"] = job.reading.grid
-    said |= {"anchor": extent.anchor} if prepared.place.pinned else {}
+    said |= {"anchor": extent.anchor} if prepared.plan.pinned else {}
     said |= {"mask": [_named(name) for name in job.reading.mask]} if job.reading.mask else {}
     said |= {"aoi": _named(extent.aoi)} if extent.aoi else {}
     return said or None
