@@ -4,7 +4,7 @@ from tmtool.source._align import check_reading, footprint, grid_of, masked, on_g
 from tmtool.source._extent import Place, placed
 from tmtool.source._grids import centres, pixel_size_m
 from tmtool.source._held import Held
-from tmtool.source._inspection import band_names, inspect
+from tmtool.source._inspection import band_names, describe, inspect
 from tmtool.source._masks import ShapeMask
 from tmtool.source._opening import Source, opened
 from tmtool.source._reader import Reader, set_block_cache
@@ -25,6 +25,7 @@ __all__ = [
     "absolute",
     "band_names",
     "centres",
+    "describe",
     "check_reading",
     "footprint",
     "grid_of",

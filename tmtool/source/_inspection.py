@@ -36,14 +36,14 @@ def inspect(
     used: Mapping[str, Modality] | None = None,
     pixel_m: float = 10.0,
 ) -> Source:
-    """Look at a raster, a path or an `xarray.DataArray`, taking it for `modality` or finding out what it is.
+    """Look at a raster, a path, an `xarray.DataArray` or the description of one, taking it for `modality` or finding out what it is.
 
     `how` says what the metadata does not. Reads metadata and a few small windows, whose values are held against what the
     model was `trained_on`: pixels of `pixel_m`. `used` has the modalities, by name, of which only some bands are used, with
     just these. Raises `InputError` for whatever would make a run fail or mean nothing.
     """
     how = how or Reading()
-    found = _described(raster, how)
+    found = describe(raster, how)
     made = found.made.task if found.made else ""
     if made in _NO_INPUT:
         raise InputError(f"{found.path}: holds {_NO_INPUT[made]}.")
@@ -92,7 +92,10 @@ def inspect(
     return _with_values(source, trained_on)
 
 
-def _described(raster: Any, how: Reading) -> Description:
+def describe(raster: Any, how: Reading) -> Description:
+    """Return the metadata of a raster: a path, an `xarray.DataArray`, or what this returned before. Raises `InputError`."""
+    if isinstance(raster, Description):
+        return raster
     if not isinstance(raster, str):
         return described_array(raster)
     return assembled(raster, how.resampling, points=bool(how.grid))
@@ -145,9 +148,8 @@ def _identify(
     return modality, why, tuple(data)
 
 
-def band_names(raster: Any) -> tuple[str | None, ...]:
+def band_names(found: Description) -> tuple[str | None, ...]:
     """Return the names of a raster's bands, alpha left out, as tmtool has them; None where one has none."""
-    found = _described(raster, Reading(grid="any"))
     names = [found.names[i - 1] for i in _data_bands(found)]
     return tuple(_band_name(name) if name else None for name in names)
 

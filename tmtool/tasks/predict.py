@@ -24,7 +24,7 @@ from tmtool.models.finetuned.inputs import TaskInput
 from tmtool.models.requests import Prediction, input_key
 from tmtool.products.product import Product, check_finite
 from tmtool.settings import Reading
-from tmtool.source import Source, band_names, inspect
+from tmtool.source import Source, band_names, describe, inspect
 from tmtool.tasks.base import Task
 
 _log = logging.getLogger("tmtool")
@@ -109,6 +109,7 @@ class Predict(Task):
         """Look at one input as the config has it: its bands by name, or by position as in the training's rasters."""
         wanted = self._wanted(raster, modality)
         used = _as_trained(wanted, wanted.bands)
+        raster = describe(raster, how)
         names = band_names(raster)
         whole = _as_trained(wanted, wanted.file_bands)
         if not set(used.bands) <= set(filter(None, names)) and len(names) == len(whole.bands) > 0:
