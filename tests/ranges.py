@@ -6,7 +6,6 @@ MODE is `plain`, `busy:N` (503 to the first N requests for bytes of a TIFF), or 
 `cut:-1` all of them, after what is needed to open the file).
 """
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,17 +13,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tests.web import spawned
+
 
 @contextmanager
 def served(folder: Path, log: Path, mode: str = "plain") -> Iterator[str]:
-    """Serve a folder; yields `http://127.0.0.1:port`. In a process of its own: GDAL holds Python's lock at times."""
-    command = [sys.executable, "-m", "tests.ranges", str(folder), str(log), mode]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as process:
-        assert process.stdout is not None
-        try:
-            yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        finally:
-            process.kill()
+    """Serve a folder; yields `http://127.0.0.1:port`."""
+    with spawned("tests.ranges", str(folder), str(log), mode) as address:
+        yield f"http://{address}"
 
 
 def asked(log: Path) -> dict[str, list[range]]:

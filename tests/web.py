@@ -16,8 +16,15 @@ USER, PASSWORD, QUERY = f"u{MARK}", f"p{MARK}", f"sv=1&sig=a%2Fb{MARK}%3D"
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """Serve the files of a folder; yields `127.0.0.1:port`. In a process of its own: GDAL holds Python's lock at times."""
-    command = [sys.executable, "-m", "tests.web", str(folder)]
+    """Serve the files of a folder; yields `127.0.0.1:port`."""
+    with spawned("tests.web", str(folder)) as address:
+        yield address
+
+
+@contextmanager
+def spawned(module: str, *args: str) -> Iterator[str]:
+    """Run a server's module, which prints its port, in a process of its own, as GDAL holds Python's lock at times."""
+    command = [sys.executable, "-m", module, *args]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as process:
         assert process.stdout is not None
         try:
