@@ -44,8 +44,11 @@ class Look:
 
 
 @dataclass(frozen=True)
-class _Read:
-    """What was read of a product: values `(C, h, w)`, validity, its grid at this size, and what it says of itself."""
+class Read:
+    """What was read of a product: values `(C, h, w)`, validity, its grid at this size, and what it says of itself.
+
+    It is `part` of the `whole` grid of the file.
+    """
 
     values: NDArray[Any]
     valid: BoolArray
@@ -54,9 +57,11 @@ class _Read:
     bands: tuple[str | None, ...]
     colormap: dict[int, Any] | None
     classes: list[str]
+    whole: Grid
+    part: Window
 
 
-def _read(path: Path, look: Look) -> _Read:
+def read_at(path: Path, look: Look) -> Read:
     """Read a product at the size of a picture, from its overviews. Raises `InputError`."""
     with opened(str(path)) as src:
         whole = Grid.of(src)
@@ -79,7 +84,7 @@ def _read(path: Path, look: Look) -> _Read:
         grid = whole.part(part)
         a, b, c, d, e, f = grid.transform[:6]
         x, y = part.width / shape[1], part.height / shape[0]
-        return _Read(
+        return Read(
             values,
             valid,
             Grid(whole.crs, Affine(a * x, b * y, c, d * x, e * y, f), shape),
@@ -87,6 +92,8 @@ def _read(path: Path, look: Look) -> _Read:
             src.descriptions,
             colormap,
             class_names(src.tags(1)),
+            whole,
+            part,
         )
 
 
@@ -98,7 +105,7 @@ def fitted(paths: Sequence[Path]) -> dict[Space, Components]:
     """Return the principal components of all embeddings of one space among products."""
     sampled: dict[Space, list[NDArray[Any]]] = {}
     for path in paths:
-        read = _read(path, Look(_SAMPLE))
+        read = read_at(path, Look(_SAMPLE))
         if space := _space(read):
             sampled.setdefault(space, []).append(read.values[:, read.valid])
     return {space: drawing.components_of(np.concatenate(some, axis=1)) for space, some in sampled.items()}
@@ -106,8 +113,8 @@ def fitted(paths: Sequence[Path]) -> dict[Space, Components]:
 
 def preview(path: Path, look: Look, together: dict[Space, Components] | None = None) -> Path:
     """Draw a product; returns the PNG beside it. Raises `InputError` and `OutputError`."""
-    read = _read(path, look)
-    colours, legend = _drawn(read, path, together or {})
+    read = read_at(path, look)
+    colours, legend = drawn(read, path, together or {})
     panels = [Panel(*_enlarged(colours, read.valid, look), legend, path.stem if look.beside else "")]
     if look.beside:
         panels.insert(0, _beside(look.beside, read, panels[0].valid.shape))
@@ -135,14 +142,14 @@ def _enlarged(colours: Colours, valid: BoolArray, look: Look) -> tuple[Colours, 
     return colours.repeat(times, axis=0).repeat(times, axis=1), valid.repeat(times, axis=0).repeat(times, axis=1)
 
 
-def _space(read: _Read) -> Space | None:
+def _space(read: Read) -> Space | None:
     """Return the space that an embedding's vectors are of; None for other products."""
     if read.made is None or content(read.made) != "vectors":
         return None
     return len(read.values), read.made.details.get("layer")
 
 
-def _drawn(read: _Read, path: Path, together: dict[Space, Components]) -> tuple[Colours, Legend]:
+def drawn(read: Read, path: Path, together: dict[Space, Components]) -> tuple[Colours, Legend]:
     """Return the colours of a product and what they mean, by what it says of itself."""
     values, valid, made = read.values, read.valid, read.made
     if space := _space(read):
@@ -157,7 +164,7 @@ def _drawn(read: _Read, path: Path, together: dict[Space, Components]) -> tuple[
         names = [name or f"class {i}" for i, name in enumerate(read.bands)]
         return drawing.probabilities(values, valid, names, _colours_beside(path, len(names)))
     modality = made.modality if made else ""
-    return _of_modality(modality, values, valid, read.grid, read.bands[0] or path.stem)
+    return of_modality(modality, values, valid, read.grid, read.bands[0] or path.stem)
 
 
 def _colours_beside(path: Path, count: int) -> Sequence[str]:
@@ -174,7 +181,7 @@ def _hex(colormap: Mapping[int, Any], count: int) -> list[str]:
     return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, *_ in (colormap[i] for i in range(count))]
 
 
-def _of_modality(name: str, values: NDArray[Any], valid: BoolArray, grid: Grid, band: str) -> tuple[Colours, Legend]:
+def of_modality(name: str, values: NDArray[Any], valid: BoolArray, grid: Grid, band: str) -> tuple[Colours, Legend]:
     """Return the colours of a modality's pixels; of an unknown one those of its first band."""
     modality = MODALITIES.get(name)
     if modality is not None and len(values) == len(modality.bands):
@@ -193,11 +200,11 @@ def _of_modality(name: str, values: NDArray[Any], valid: BoolArray, grid: Grid, 
     return drawing.quantity(values, valid, band)
 
 
-def _beside(source: Source, read: _Read, shape: tuple[int, int]) -> Panel:
+def _beside(source: Source, read: Read, shape: tuple[int, int]) -> Panel:
     """Return the raster that is shown beside a product, on its grid. Raises `InputError`."""
     grid = Grid(read.grid.crs, read.grid.transform * Affine.scale(read.grid.shape[1] / shape[1]), shape)
     values, valid = _pixels(on_grid(source, grid, "auto", 0.0, "the product"))
-    colours, legend = _of_modality(source.modality.name, values, valid, grid, source.modality.bands[0])
+    colours, legend = of_modality(source.modality.name, values, valid, grid, source.modality.bands[0])
     return Panel(colours, valid, legend, base(source.path))
 
 
