@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,120 @@ def test_zones_and_plots(tmtool: Any, pair: Any, tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "tokens and embeddings have no plot" in result.stderr
     assert "--zones nowhere.gpkg: no such file" in tmtool("compare", classes, classes, "--zones", "nowhere.gpkg").stderr
+
+
+def numpys(x: np.ndarray, y: np.ndarray, valid: np.ndarray) -> dict[str, float | None]:
+    """The figures of a band `(h, w)`, on the whole of it in float64; None where there are none."""
+    x, y, d = x.astype(np.float64), y.astype(np.float64), np.where(valid, x.astype(np.float64) - y, np.nan)
+    steps = np.concatenate([np.diff(d, axis=0).ravel(), np.diff(d, axis=1).ravel()])
+    steps, d = steps[np.isfinite(steps)], d[valid]
+    varies = valid.sum() > 1 and x[valid].std() > 0
+    return {
+        "bias": d.mean() if d.size else None,
+        "mae": np.abs(d).mean() if d.size else None,
+        "rmse": np.sqrt(np.square(d).mean()) if d.size else None,
+        "r": np.corrcoef(x[valid], y[valid])[0, 1] if varies else None,
+        "gradient_rmse": np.sqrt(np.square(steps).mean()) if steps.size else None,
+    }
+
+
+def nearest(n: int, tiling: dict[str, int], whole: int, start: int = 0) -> np.ndarray:
+    """The tile whose centre is nearest to each of n pixels from `start`; the earlier one where two are."""
+    crop, stride, delta = tiling["crop"], tiling["stride"], tiling["delta"]
+    count = max(1, -(-(whole - (crop - 2 * delta)) // stride) + 1)
+    centres = np.arange(count) * stride - delta + crop / 2
+    found: np.ndarray = abs(np.arange(start, start + n)[:, None] + 0.5 - centres).argmin(axis=1)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("shape", "tiling"),
+    [
+        ((300, 131), {"crop": 64, "stride": 48, "delta": 8}),
+        ((1, 200), {"crop": 64, "stride": 33, "delta": 3}),
+        ((257, 65), {"crop": 64, "stride": 64, "delta": 0}),
+        ((40, 50), {"crop": 64, "stride": 48, "delta": 8}),  # one tile
+    ],
+)
+def test_tiles_are_numpys_on_their_windows(tmtool: Any, tmp_path: Path, shape: Any, tiling: dict[str, int]) -> None:
+    rng = np.random.default_rng(1)
+    y = rng.normal(-12, 4, (2, *shape)).astype(np.float32)
+    x = (0.8 * y - 1 + rng.normal(0, 1, y.shape)).astype(np.float32)
+    x[:, rng.random(shape) < 0.2] = np.nan
+    x[:, 100:150, 90:] = np.nan  # whole tiles
+    generated = product(tmp_path / "x_S1GRD.tif", x, replace(made("S1GRD"), tiling=tiling), np.nan)
+    result = tmtool("compare", generated, product(tmp_path / "x.tif", y), "--tiles", "--json")
+    assert result.exit_code == 0, result.stderr
+    said = json.loads(result.stdout)
+    single = max(shape) <= tiling["crop"]
+    rows, cols = ([0] * n if single else nearest(n, tiling, n) for n in shape)
+    owner = np.stack(np.broadcast_arrays(np.array(rows)[:, None], np.array(cols)))
+    counted = np.zeros(shape, int)
+    for tile in said["tiles"]:
+        col, row, width, height = tile["window"]
+        here = (slice(row, row + height), slice(col, col + width))
+        counted[here] += 1
+        assert (owner[:, *here] == np.array([tile["tile_row"], tile["tile_col"]])[:, None, None]).all()
+        valid = np.isfinite(x[0][here])
+        assert tile["pixels"] == valid.sum()
+        for i, band in enumerate(("VV", "VH")):
+            for name, value in numpys(x[i][here], y[i][here], valid).items():
+                assert tile["bands"][band][name] == (
+                    None if value is None else pytest.approx(value, rel=1e-9, abs=1e-9)
+                )
+    assert (counted == 1).all()
+    order = [(tile["tile_row"], tile["tile_col"]) for tile in said["tiles"]]
+    assert order == sorted(order)
+    assert sum(tile["pixels"] for tile in said["tiles"]) == said["pixels"]
+    lines = tmtool("compare", generated, tmp_path / "x.tif", "--tiles").stdout.splitlines()[4:]
+    known = [tile for tile in said["tiles"] if tile["pixels"]]
+    worst = max(known, key=lambda tile: sum(band["rmse"] for band in tile["bands"].values()))
+    assert lines[0].startswith(f"{len(order)} tiles, {len(known)} with pixels that are valid in both; worst by RMSE")
+    assert lines[2].startswith(f"{worst['tile_row']}, {worst['tile_col']} ")
+    assert len(lines) == 2 + min(len(known), 10)
+
+
+def test_tiles_of_parts_cells_and_classes(tmtool: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tiling = {"crop": 96, "stride": 48, "delta": 16}
+    codes = rng.integers(0, 3, (2, 1, 9, 11)).astype(np.uint16)
+    details = {"codebook": "8-8-8-6-5", "whole": [400, 300]}
+    tokens = replace(made("S2L2A", "tokenize", **details), tiling=tiling, read={"part": [96, 48, 176, 144]})
+    a, b = (product(tmp_path / f"{n}_tokens.tif", v, tokens) for n, v in zip("ab", codes, strict=True))
+    tiles = json.loads(tmtool("compare", a, b, "--tiles", "--json").stdout)["tiles"]
+    rows, cols = (nearest(16 * n, tiling, whole, start)[7::16] for n, whole, start in ((9, 300, 48), (11, 400, 96)))
+    assert {(t["tile_row"], t["tile_col"]) for t in tiles} == {(i, j) for i in rows for j in cols}
+    for tile in tiles:
+        mine = (rows == tile["tile_row"])[:, None] & (cols == tile["tile_col"])
+        assert (tile["cells"], tile["window"][2] * tile["window"][3]) == (mine.sum(), mine.sum())
+        assert tile["agreement"] == pytest.approx((codes[0] == codes[1])[0][mine].mean(), abs=1e-12)
+    lulc = rng.integers(1, 4, (1, 90, 70)).astype(np.uint8)
+    pinned = replace(made("LULC", whole=[80, 100]), tiling=tiling, read={"anchor": "grid", "part": [10, 10, 70, 90]})
+    path = product(tmp_path / "a_LULC.tif", lulc, pinned, 0)
+    worse = lulc.copy()
+    worse[:, 60:70, :30] = 4  # in the second tile row, which begins at 56 - 10
+    lines = tmtool("compare", path, product(tmp_path / "b_LULC.tif", worse), "--tiles").stdout.splitlines()
+    first = next(i for i, line in enumerate(lines) if "worst by accuracy" in line)
+    assert lines[first + 2].split()[:4] == ["1,", "0", "0,46,46,44", "2024"]
+
+
+@pytest.mark.parametrize(
+    ("about", "text_"),
+    [
+        ({}, "does not say which tiles it was made of; --tiles needs a product of tmtool"),
+        ({"tiling": {"crop": 64, "stride": 0, "delta": 0}}, "does not say which tiles it was made of"),
+        ({"read": {"part": [0, 0, 9, 9]}}, "has 40 x 50 px, but was made with 9 x 9"),
+        ({"task": "embed", "details": {"embedding": {"pool": "tile"}}}, "has no pixels of which a tile holds several"),
+        ({"task": "predict", "details": {"kind": "classification", "modality": "S1GRD"}}, "has no pixels of which"),
+    ],
+)
+def test_what_has_no_tiles(tmtool: Any, tmp_path: Path, about: dict[str, Any], text_: str) -> None:
+    tiling = {"crop": 64, "stride": 48, "delta": 8} if about else {}
+    said = replace(made("S1GRD"), **({"tiling": tiling} | about))
+    path = product(tmp_path / "x_S1GRD.tif", np.full((2, 40, 50), -12, np.float32), said)
+    result = tmtool("compare", path, path, "--tiles")
+    assert result.exit_code == 2
+    assert text_ in result.stderr
 
 
 def test_plots_need_no_matplotlib_until_asked() -> None:

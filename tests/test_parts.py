@@ -86,7 +86,8 @@ def test_a_window_is_that_part_of_the_whole(
         np.testing.assert_array_equal(found, whole[name][:, row : row + height, col : col + width])
         with rasterio.open(facts["products"][name]) as src:
             assert src.transform == transform * Affine.translation(col, row)
-            assert json.loads(src.tags()["TMTOOL_PROVENANCE"])["read"] == {"part": list(box)}
+            said = json.loads(src.tags()["TMTOOL_PROVENANCE"])
+            assert (said["read"], said["whole"]) == ({"part": list(box)}, list(whole["LULC"].shape[:0:-1]))
     assert facts["tiles"] <= 49
 
 

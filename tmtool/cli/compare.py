@@ -51,6 +51,13 @@ Zones = Annotated[
         help="Say the same for each polygon of this vector file, in its order.",
     ),
 ]
+Tiles = Annotated[
+    bool,
+    typer.Option(
+        "--tiles",
+        help="Say the same for each tile that the product was made of, of the pixels nearest to its centre; in text the worst ten.",
+    ),
+]
 Plot = Annotated[
     Path | None,
     typer.Option(
@@ -75,6 +82,7 @@ def compare(
     s2_offset: o.S2Offset = None,
     error_map: ErrorMap = None,
     zones: Zones = "",
+    tiles: Tiles = False,
     plot: Plot = None,
     json_: o.Json = False,
 ) -> None:
@@ -85,13 +93,13 @@ def compare(
 
     Example: tmtool compare out/Santiago_S1GRD.tif Santiago_s1.tif --warp
 
-    Example: tmtool compare out/ truth/ --json
+    Example: tmtool compare out/ truth/ --tiles --json
     """
     with command(log):
         from tmtool.pictures.plots import plot as draw
-        from tmtool.products.agreement import text
+        from tmtool.products.agreement import text, worst_text
+        from tmtool.scene.comparing import Also, paired
         from tmtool.scene.comparing import compare as held
-        from tmtool.scene.comparing import paired
         from tmtool.source import units_of
 
         how = Reading(s2_offset, units_of(unit or ()), lulc_codes, resampling=resampling)
@@ -99,19 +107,10 @@ def compare(
         for option, path in (("--error-map", error_map), ("--plot", plot)):
             if path and len(pairs) > 1:
                 raise UsageError(f"{option} {path}: is one file, for one product; here are {len(pairs)}.")
-        failed = 0
+        also, failed = Also(error_map, zones, tiles, joint=plot is not None), 0
         for product, other in pairs:
             try:
-                found = held(
-                    str(product),
-                    str(other),
-                    how,
-                    modality=in_,
-                    warp=warp,
-                    error_map=error_map,
-                    zones=zones,
-                    joint=plot is not None,
-                )
+                found = held(str(product), str(other), how, modality=in_, warp=warp, also=also)
                 if plot:
                     draw(plot, f"{product.stem} and {other.stem}", found.unit, found.found, found.joint)
             except TmtoolError as error:
@@ -120,10 +119,13 @@ def compare(
                 continue
             if json_:
                 said = {"product": found.product, "reference": found.reference, "kind": found.kind, **found.found}
-                print(json.dumps(said | ({"zones": found.zones} if zones else {})), flush=True)
+                said |= ({"zones": found.zones} if zones else {}) | ({"tiles": found.tiles} if tiles else {})
+                print(json.dumps(said), flush=True)
             else:
                 print(f"{found.product}, {found.kind}: {text(found.found, found.unit)}", flush=True)
                 for number, zone in enumerate(found.zones, 1):
                     print(f"zone {number}: {text(zone, found.unit)}", flush=True)
+                if tiles:
+                    print(worst_text(found.tiles, found.unit), flush=True)
         if failed:
             raise typer.Exit(EXIT_NOTHING_TO_DO if failed == len(pairs) else EXIT_SOME_FAILED)

@@ -211,6 +211,49 @@ def text(found: Mapping[str, Any], unit: str = "") -> str:
     return f"{found['cells']} cells, mean cosine {fixed(found['cosine'], 4)}, least {fixed(found['least_cosine'], 4)}"
 
 
+def worst_text(tiles: Sequence[Mapping[str, Any]], unit: str = "", most: int = 10) -> str:
+    """Return a table of the tiles that agree least, under a line that says by which figure; those of bands are means over them.
+
+    Each of `tiles` has `tile_row`, `tile_col`, `window` and what a measure found of it.
+    """
+    known = []
+    for tile in tiles:
+        figures = _over_all(tile)
+        first = next(iter(figures))
+        if (value := figures[first]) is not None:
+            known.append((value, tile, figures))
+    if not known:
+        return f"{len(tiles)} tiles, none with pixels that are valid in both"
+    bands: Mapping[str, Any] = known[0][1].get("bands", {})
+    counted = "pixels" if "pixels" in known[0][1] else "cells"
+    ranked = sorted(known, key=lambda one: one[0], reverse=bool(bands))[:most]
+    digits, named = decimals(ranked[0][0]), f" {unit}" if unit not in ("", "1") else ""
+    heads = (f"{name}{named}" if name in _IN_UNITS else name for name in ranked[0][2])
+    rows = [("tile row, column", "window", counted, *heads)]
+    for _, tile, figures in ranked:
+        numbers = (fixed(value, digits if name in _IN_UNITS else 4) for name, value in figures.items())
+        where = f"{tile['tile_row']}, {tile['tile_col']}", ",".join(map(str, tile["window"]))
+        rows.append((*where, str(tile[counted]), *numbers))
+    over = ", mean over the bands" if len(bands) > 1 else ""
+    head = f"{len(tiles)} tiles, {len(known)} with {counted} that are valid in both; worst by {first}{over}:"
+    return "\n".join([head, *aligned(rows)])
+
+
+_IN_UNITS = ("RMSE", "MAE", "bias")
+
+
+def _over_all(found: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the figures that say how a whole agrees, the one first by which it is ranked; of bands their means."""
+    if "bands" in found:
+        keys = {"RMSE": "rmse", "MAE": "mae", "bias": "bias", "r": "r", "SSIM": "ssim"}
+        return {name: _mean([band[key] for band in found["bands"].values()]) for name, key in keys.items()}
+    if "classes" in found:
+        return {name: found[key] for name, key in _TOTALS}
+    if "agreement" in found:
+        return {"same code": found["agreement"]}
+    return {"mean cosine": found["cosine"], "least": found["least_cosine"]}
+
+
 def _bands_text(found: Mapping[str, Any], unit: str) -> str:
     bands = found["bands"]
     digits = decimals(max((band["rmse"] or 0 for band in bands.values()), default=0))

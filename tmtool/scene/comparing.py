@@ -18,7 +18,8 @@ from tmtool.files.writer import Layout, ProductWriter
 from tmtool.grid import BoolArray, Grid, Window
 from tmtool.modality import MODALITIES, Modality, find
 from tmtool.products.agreement import Agreement, Classes, Codes, Joint, Quantities, Vectors
-from tmtool.provenance import parse
+from tmtool.provenance import Provenance, parse
+from tmtool.scene._by_tile import ByTile, cells_of
 from tmtool.settings import Reading
 from tmtool.source import Reader, ShapeMask, inspect, on_grid, opened, same_grid, shapes_of
 from tmtool.tasks import content
@@ -39,9 +40,9 @@ class _Pair:
     bands: tuple[str, ...]
     unit: str
     strips: _Strips
+    new: Callable[[int], Agreement]
+    """Makes another measure of the same kind, of strips that are so many pixels wide."""
     ids: bool = False
-    new: Callable[[], Agreement] = Codes
-    """Makes another measure of the same kind, for a zone."""
     joint: Joint | None = None
 
 
@@ -56,7 +57,24 @@ class Compared:
     found: dict[str, Any]
     zones: tuple[dict[str, Any], ...] = ()
     """The same for each zone, in the order of the file."""
+    tiles: tuple[dict[str, Any], ...] = ()
+    """The same for each tile, in row-major order, with `tile_row`, `tile_col` and `window` (column, row, width, height)."""
     joint: Joint | None = None
+
+
+@dataclass(frozen=True)
+class Also:
+    """What is wanted beside the figures of the whole.
+
+    `error_map` is written: the difference of each band, or of ids 1 where they differ. `zones` is a vector file whose polygons
+    are measured one by one too, with `tiles` each tile that the product was made of. With `joint` the values of both are counted
+    together, for a plot.
+    """
+
+    error_map: Path | None = None
+    zones: str = ""
+    tiles: bool = False
+    joint: bool = False
 
 
 def compare(
@@ -66,31 +84,27 @@ def compare(
     *,
     modality: str = "",
     warp: bool = False,
-    error_map: Path | None = None,
-    zones: str = "",
-    joint: bool = False,
+    also: Also | None = None,
 ) -> Compared:
     """Hold a product against a reference, on the pixels that are valid in both. Raises `InputError` and `ReadError`.
 
     `modality` says what a product is that does not say it itself; with `warp` the reference is brought to the product's grid.
-    `error_map` is written if it is given: the difference of each band, or of ids 1 where they differ. `zones` is a vector file
-    whose polygons are measured one by one too. With `joint` the values of both are counted together, for a plot.
     """
+    also = also or Also()
     with ExitStack() as stack:
-        kind, pair = _pair(product, reference, how, modality, warp, stack)
-        writer = _writer(error_map, pair) if error_map else None
-        parts = (
-            [(ShapeMask((shape,), pair.grid), pair.new()) for shape in shapes_of(zones, pair.grid, "--zones")]
-            if zones
-            else []
-        )
+        kind, made, pair = _pair(product, reference, how, modality, warp, stack)
+        grid, width = pair.grid, pair.grid.shape[1]
+        shapes = shapes_of(also.zones, grid, "--zones") if also.zones else ()
+        zones = [(ShapeMask((shape,), grid), pair.new(width)) for shape in shapes]
+        tiles = ByTile(cells_of(product, made, grid.shape) if also.tiles else ({}, {}), pair.new)
+        writer = _writer(also.error_map, pair) if also.error_map else None
         try:
             for row, values, other, valid in pair.strips:
                 pair.measure.add(values, other, valid)
-                for zone, measure in parts:
-                    inside = zone.covers(Window(row, 0, *valid.shape))
-                    measure.add(values, other, valid & inside)
-                if joint and pair.joint is not None:
+                tiles.add(row, values, other, valid)
+                for zone, measure in zones:
+                    measure.add(values, other, valid & zone.covers(Window(row, 0, *valid.shape)))
+                if also.joint and pair.joint is not None:
                     pair.joint.add(values, other, valid)
                 if writer is not None:
                     writer.write(row, *_errors(pair, values, other, valid), 0)
@@ -100,28 +114,30 @@ def compare(
         finally:
             if writer is not None:
                 writer.discard()
-    apart = tuple(measure.result() for _, measure in parts)
-    return Compared(product, reference, kind, pair.unit, pair.measure.result(), apart, pair.joint)
+    apart = tuple(measure.result() for _, measure in zones)
+    return Compared(product, reference, kind, pair.unit, pair.measure.result(), apart, tuple(tiles.found), pair.joint)
 
 
-def _pair(product: str, reference: str, how: Reading, asked: str, warp: bool, stack: ExitStack) -> tuple[str, _Pair]:
-    """Return what is compared, by what the product says of itself."""
+def _pair(
+    product: str, reference: str, how: Reading, asked: str, warp: bool, stack: ExitStack
+) -> tuple[str, Provenance | None, _Pair]:
+    """Return what is compared, by what the product says of itself: its kind, how it was made, and the comparison."""
     with opened(product) as src:
         made, names, tags = parse(src.tags()), src.descriptions, src.tags(1)
     held = content(made)
     if held == "tokens":
-        return "tokens", _as_stored(product, reference, Codes, warp, stack)
+        return "tokens", made, _as_stored(product, reference, Codes, warp, stack)
     if held == "vectors":
-        return "embeddings", _as_stored(product, reference, Vectors, warp, stack)
+        return "embeddings", made, _as_stored(product, reference, Vectors, warp, stack)
     classes = class_names(tags)
     if held == "answers" and classes:
-        return "classes", _as_stored(product, reference, partial(Classes, product, classes), warp, stack)
+        return "classes", made, _as_stored(product, reference, partial(Classes, product, classes), warp, stack)
     name = asked or (made.modality if made else "")
     if not name:
         bands = ", ".join(filter(None, names)) or "no band names"
         raise InputError(f"{product}: does not say which modality it is ({bands}); say --in MOD.")
     modality = find(name)
-    return modality.name, _of_modality(product, reference, modality, how, warp, stack)
+    return modality.name, made, _of_modality(product, reference, modality, how, warp, stack)
 
 
 def _of_modality(product: str, reference: str, modality: Modality, how: Reading, warp: bool, stack: ExitStack) -> _Pair:
@@ -134,17 +150,23 @@ def _of_modality(product: str, reference: str, modality: Modality, how: Reading,
     width = mine.grid.shape[1]
     joint = None
     if modality.classes:
-        new: Callable[[], Agreement] = partial(Classes, modality.name, [name for name, _ in modality.classes], 1)
+        names = [name for name, _ in modality.classes]
+
+        def new(width: int) -> Agreement:
+            return Classes(modality.name, names, 1)
     else:
         moments = models.find("base").moments(MODALITIES[modality.name])
-        new, joint = partial(Quantities, modality, width, moments[1]), Joint(modality, moments)
+        joint = Joint(modality, moments)
+
+        def new(width: int) -> Agreement:
+            return Quantities(modality, width, moments[1])
 
     def strips() -> _Strips:
         for row, height in _rows(mine.grid):
             (x, ok), (y, known) = (reader.read(Window(row, 0, height, width)) for reader in readers)
             yield row, x, y, ok & known
 
-    return _Pair(new(), mine.grid, modality.bands, modality.unit, strips(), bool(modality.classes), new, joint)
+    return _Pair(new(width), mine.grid, modality.bands, modality.unit, strips(), new, bool(modality.classes), joint)
 
 
 def _as_stored(product: str, reference: str, new: Callable[[], Agreement], warp: bool, stack: ExitStack) -> _Pair:
@@ -166,7 +188,7 @@ def _as_stored(product: str, reference: str, new: Callable[[], Agreement], warp:
             yield row, mine.read(window=window), other.read(window=window), valid
 
     names = tuple(name or f"band {i}" for i, name in enumerate(mine.descriptions, 1))
-    return _Pair(new(), grids[0], names, "", strips(), np.dtype(mine.dtypes[0]).kind != "f", new)
+    return _Pair(new(), grids[0], names, "", strips(), lambda _: new(), np.dtype(mine.dtypes[0]).kind != "f")
 
 
 def _rows(grid: Grid) -> Iterator[tuple[int, int]]:

@@ -20,6 +20,7 @@ def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -
     or None if they are not known before they are fetched.
     """
     taken = list(job.task.taken(prepared.sources, job.entry))
+    read = _read(job, prepared)
     return Provenance(
         task=job.task.name,
         model=job.model,
@@ -30,7 +31,7 @@ def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -
         input_states={m: _state(s) for m, s in prepared.sources.items()},
         outputs=spec.outputs,
         offsets={m: s.offset for m, s in prepared.sources.items() if s.modality.is_optical},
-        read=_read(job, prepared),
+        read=read,
         seed=job.seed,
         sampling=spec.request.sampling.said(),
         tiling=vars(prepared.plan.tiling),
@@ -42,6 +43,7 @@ def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -
         details={
             **job.task.details(spec, prepared.made),
             **({"dates": taken} if taken else {}),
+            **({"whole": list(prepared.plan.shape[::-1])} if read and "part" in read else {}),
             **_told({m: s.date for m, s in prepared.sources.items()}, "acquired"),
             **_told({m: s.baseline for m, s in prepared.sources.items()}, "baselines"),
         },

@@ -18,3 +18,9 @@ def content(made: Provenance | None) -> str:
     """Return what a product holds, by how it was made: `Task.holds`; nothing where no task made it."""
     task = TASKS.get(made.task) if made else None
     return task.holds if task else ""
+
+
+def cell_px(made: Provenance) -> int:
+    """Return the side of a product's cells in source px, by how it was made: `Task.cell_px`; 0 where no task made it."""
+    task = TASKS.get(made.task)
+    return task.cell_px(made) if task else 0

@@ -39,6 +39,11 @@ class Task(ABC):
         """Return a regular expression of its products' suffixes: a folder's products are not taken for inputs."""
 
     @classmethod
+    def cell_px(cls, made: Provenance) -> int:
+        """Return the side of the cells of a product in source px, by how it was made; 0 where a cell stands for a tile or more."""
+        return 1
+
+    @classmethod
     def for_files(cls, outputs: tuple[str, ...], coords: bool) -> "Task":
         """Return a task that uses the weight files of these outputs, for the `models` commands."""
         return cls()

@@ -16,9 +16,10 @@ from tmtool.files.geoparquet import GEOPARQUET
 from tmtool.files.writer import Format, Layout
 from tmtool.files.zarr import ZARR
 from tmtool.grid import Grid, OutputSpec, Strip
-from tmtool.models import Embedding, EmbeddingOutput, ModelEntry, ModelSpec, Request, Sampling
+from tmtool.models import Embedding, EmbeddingOutput, ModelEntry, ModelSpec, Request, Sampling, find
 from tmtool.models.requests import input_key
 from tmtool.products.product import Product, check_finite
+from tmtool.provenance import Provenance
 from tmtool.settings import Merge, Vectors
 from tmtool.source import Source
 from tmtool.tasks.base import Task, check_not_both, check_outputs
@@ -42,6 +43,11 @@ class Embed(Task):
     def suffixes(cls) -> str:
         """Return a regular expression of its products' suffixes."""
         return "embed.*"
+
+    @classmethod
+    def cell_px(cls, made: Provenance) -> int:
+        """Return the side of the model's patch in px, or 0 for vectors of tiles and scenes."""
+        return find(made.model).patch if made.details.get("embedding", {}).get("pool") == "patch" else 0
 
     layers: tuple[int, ...] = (-1,)
     merge: Merge = "mean"

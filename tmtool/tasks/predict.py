@@ -18,11 +18,12 @@ from tmtool.files.writer import Layout
 from tmtool.grid import Grid, OutputSpec, Strip
 from tmtool.modality import MODALITIES, Modality
 from tmtool.models import ModelEntry, ModelSpec, Request
-from tmtool.models.finetuned.config import TaskConfig, read_config
+from tmtool.models.finetuned.config import PER_PIXEL, TaskConfig, read_config
 from tmtool.models.finetuned.config import Tiling as ConfigTiling
 from tmtool.models.finetuned.inputs import TaskInput
 from tmtool.models.requests import Prediction, input_key
 from tmtool.products.product import Product, check_finite
+from tmtool.provenance import Provenance
 from tmtool.settings import Reading
 from tmtool.source import Source, band_names, describe, inspect
 from tmtool.tasks.base import Task
@@ -71,6 +72,11 @@ class Predict(Task):
     def suffixes(cls) -> str:
         """Return a regular expression of its products' suffixes."""
         return "pred|prob"
+
+    @classmethod
+    def cell_px(cls, made: Provenance) -> int:
+        """Return 1 for answers of pixels, 0 for those of tiles."""
+        return int(made.details.get("kind") in PER_PIXEL)
 
     config: TaskConfig
     digest: str

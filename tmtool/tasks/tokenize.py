@@ -14,6 +14,7 @@ from tmtool.modality import MODALITIES, OUTPUTS, TOKEN_NODATA, TOKEN_PX, Modalit
 from tmtool.models import Encoding, ModelEntry, ModelSpec, Request
 from tmtool.products.metrics import CodeUse, code_use_text
 from tmtool.products.product import Measuring, Product
+from tmtool.provenance import Provenance
 from tmtool.source import Source
 from tmtool.tasks.base import Task, check_tokenizer
 
@@ -32,6 +33,11 @@ class Tokenize(Task):
     def suffixes(cls) -> str:
         """Return a regular expression of its products' suffixes."""
         return f"({'|'.join(MODALITIES)})_(tokens|valid)"
+
+    @classmethod
+    def cell_px(cls, made: Provenance) -> int:
+        """Return the side of a token in px."""
+        return TOKEN_PX
 
     def precision(self, asked: str) -> str:
         """Return float32 unless another is asked for: tokens are discrete, and rounding flips some of them."""

@@ -250,6 +250,22 @@ class TilePlan:
         around = -(-self.size // self.tiling.stride)
         return min(i, around), min(count - 1 - i, around)
 
+    def nearest(self, spec: OutputSpec) -> tuple[dict[int, range], dict[int, range]]:
+        """Return the rows of the part's product that are nearest to the centre of each tile row, and its columns likewise.
+
+        Those that own none are left out. Rows and columns are counted from the product's corner.
+        """
+        spans = self.product_rows(self.rows, spec), self.product_cols(self.cols, spec)
+        return self._nearest(spans[0], spec, 0), self._nearest(spans[1], spec, 1)
+
+    def _nearest(self, span: range, spec: OutputSpec, axis: int) -> dict[int, range]:
+        found = {}
+        for i in self._touching(span, spec, axis):
+            own = np.flatnonzero(self._owned(i, self.counts[axis], span.start, span.stop, spec.scale))
+            if own.size:
+                found[i] = range(int(own[0]), int(own[-1]) + 1)
+        return found
+
     def _owned(self, i: int, count: int, start: int, stop: int, scale: int) -> NDArray[np.bool_]:
         """Return which of the product px `start..stop` along an axis are nearest to the centre of the i-th tile."""
         centre = 2 * np.arange(start, stop) * scale + scale  # all doubled, to stay in integers

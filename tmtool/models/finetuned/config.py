@@ -13,6 +13,9 @@ from tmtool.models.finetuned.inputs import Joined, Source, TaskInput, task_input
 
 Kind = Literal["segmentation", "regression", "classification", "multilabel", "scalar_regression"]
 
+PER_PIXEL: tuple[Kind, ...] = ("segmentation", "regression")
+"""Kinds that answer for each pixel, rather than for each tile."""
+
 TASKS: dict[str, Kind] = {
     "SemanticSegmentationTask": "segmentation",
     "PixelwiseRegressionTask": "regression",
@@ -76,7 +79,7 @@ class TaskConfig:
     @property
     def per_pixel(self) -> bool:
         """Whether there is an answer for each pixel, rather than for each tile."""
-        return self.kind in ("segmentation", "regression")
+        return self.kind in PER_PIXEL
 
     @property
     def has_classes(self) -> bool:
