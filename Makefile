@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test test-lowest lint bench clean docs/tokens.png docs/embed.png docs/preview.png docs/water.png
+.PHONY: demo test test-lowest lint bench clean docs/tokens.png docs/embed.png docs/preview.png docs/page.png docs/water.png tmtool/pictures/page/ol.js
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -48,6 +48,19 @@ docs/embed.png: .venv/installed
 docs/preview.png: demo
 	.venv/bin/tmtool preview out/demo_scene_LULC.tif --with samples/demo_scene.tif --size 420
 	mv out/demo_scene_LULC.png $@
+
+docs/page.png: demo
+	.venv/bin/tmtool preview out/demo_scene_LULC.tif out/demo_scene_NDVI.tif --with samples/demo_scene.tif --html out/page.html
+	PYTHONPATH=. $(PY) samples/render_page.py out/page.html $@
+
+# The part of OpenLayers that pages use, bundled from npm's packages; its licences are kept beside it.
+OL := 10.11.0
+ESBUILD := 0.28.2
+tmtool/pictures/page/ol.js:
+	folder=$$(mktemp -d) && cp tmtool/pictures/page/ol.entry.js $$folder && cd $$folder && npm install ol@$(OL) esbuild@$(ESBUILD) && \
+	  npx esbuild ol.entry.js --bundle --minify --format=iife --global-name=ol --legal-comments=none --outfile=$(CURDIR)/$@ && \
+	  for name in ol rbush quickselect; do echo "$$name, part of ol.js"; echo; cat node_modules/$$name/LICENSE*; echo; done \
+	  > $(CURDIR)/tmtool/pictures/page/ol.LICENSE; rm -r $$folder
 
 docs/water.png: .venv/installed
 	.venv/bin/tmtool predict samples/demo_scene.tif --config samples/water.yaml --checkpoint samples/water.ckpt \

@@ -2,14 +2,17 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tmtool.cli import _options as o
 from tmtool.cli._compose import composed
 from tmtool.cli._session import command
-from tmtool.errors import EXIT_NOTHING_TO_DO, EXIT_SOME_FAILED, InputError, TmtoolError
+from tmtool.errors import EXIT_NOTHING_TO_DO, EXIT_SOME_FAILED, InputError, TmtoolError, UsageError
+
+if TYPE_CHECKING:
+    from tmtool.pictures import Components, Look, Space
 
 _log = logging.getLogger("tmtool")
 
@@ -39,6 +42,24 @@ Together = Annotated[
         "--together", help="Show all embeddings by the same principal components, so that colours can be compared."
     ),
 ]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="PAGE.html",
+        show_default=False,
+        help="Write one page instead: scenes, a swipe between input and products, values, legends, provenance. It needs no network.",
+    ),
+]
+OfRun = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="F",
+        show_default=False,
+        help="What --report of the run wrote: adds states, errors and metrics to the page.",
+    ),
+]
 
 
 @composed
@@ -50,6 +71,8 @@ def preview(
     bbox: PreviewBbox = "",
     with_: With = "",
     together: Together = False,
+    html: Html = None,
+    report: OfRun = None,
 ) -> None:
     """Draw products: a PNG beside each, with title, legend, scale bar and north; no data is transparent.
 
@@ -59,6 +82,8 @@ def preview(
     Example: tmtool preview out/
 
     Example: tmtool preview out/Santiago_LULC.tif --with Santiago.tif
+
+    Example: tmtool preview out/ --html out/page.html --report run.json
     """
     with command(log):
         from tmtool.pictures import Look, fitted
@@ -66,9 +91,13 @@ def preview(
         from tmtool.source import inspect
 
         Look(size).check()
+        _check_page(html, report)
         look = Look(size, bbox, inspect(with_) if with_ else None)
-        paths = _listed(products, recursive)
+        paths = _listed(products, recursive, needed=report is None)
         components = fitted(paths) if together else {}
+        if html is not None:
+            _write_page(html, paths, look, components, report)
+            return
         failed = 0
         for path in paths:
             try:
@@ -80,8 +109,29 @@ def preview(
             raise typer.Exit(EXIT_NOTHING_TO_DO if failed == len(paths) else EXIT_SOME_FAILED)
 
 
-def _listed(products: list[Path], recursive: bool) -> list[Path]:
-    """Return the products, those in folders sorted. Raises `InputError` for what holds none."""
+def _check_page(html: Path | None, report: Path | None) -> None:
+    """Raise `UsageError` for a page that cannot be one, or a report without a page."""
+    from tmtool.pictures import check_page
+
+    if html is not None:
+        check_page(html)
+    elif report is not None:
+        raise UsageError(f"--report {report}: is for a page; give --html PAGE.html too.")
+
+
+def _write_page(
+    html: Path, paths: list[Path], look: "Look", components: "dict[Space, Components]", report: Path | None
+) -> None:
+    from tmtool.pictures import write_page
+
+    failed = write_page(html, paths, look, components, report)
+    print(html, flush=True)
+    if failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _listed(products: list[Path], recursive: bool, needed: bool = True) -> list[Path]:
+    """Return the products, those in folders sorted. Raises `InputError` for what holds none though it is `needed`."""
     from tmtool.batch import is_product
     from tmtool.pictures.product import check_picturable
 
@@ -93,7 +143,7 @@ def _listed(products: list[Path], recursive: bool) -> list[Path]:
             continue
         inside = sorted(path.rglob("*.tif") if recursive else path.glob("*.tif"))
         own = [one for one in inside if is_product(str(one))]
-        if not own:
+        if needed and not own:
             raise InputError(f"{path}: holds no product of tmtool in GeoTIFF. Name files to see others.")
         found |= dict.fromkeys(own)
     return list(found)

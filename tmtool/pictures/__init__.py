@@ -1,6 +1,8 @@
-"""Pictures of products: what each kind looks like, and the sheet that it is shown on."""
+"""Pictures of products: what each kind looks like, the sheet that it is shown on, and the page of many."""
 
+from tmtool.pictures._drawing import Components
+from tmtool.pictures._page import check_page, write_page
 from tmtool.pictures._sheet import Sheet
-from tmtool.pictures.product import Look, fitted, preview
+from tmtool.pictures.product import Look, Space, fitted, preview
 
-__all__ = ["Look", "Sheet", "fitted", "preview"]
+__all__ = ["Components", "Look", "Sheet", "Space", "check_page", "fitted", "preview", "write_page"]

@@ -1,6 +1,7 @@
 """Plots of agreement: scatter of bands, confusion of classes. Drawn by matplotlib, which is imported when one is asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,35 @@ def _confusion(axis: Any, found: Mapping[str, Any]) -> None:
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set_xlabel("product (% of the reference)", fontsize=8)
     axis.set_ylabel("reference", fontsize=8)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One point of a plot: the `kind` that gives its colour, its label, and where it is."""
+
+    kind: str
+    label: str
+    x: float
+    y: float
+
+
+def plot_marks(path: Path, axes: tuple[str, str], marks: Sequence[Mark]) -> None:
+    """Write a PNG of labelled points; `axes` are called so, and begin at 0. Raises `OutputError`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((7.0, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for kind in dict.fromkeys(mark.kind for mark in marks):
+        own = [mark for mark in marks if mark.kind == kind]
+        axis.scatter([mark.x for mark in own], [mark.y for mark in own], label=kind, zorder=2)
+    for mark in marks:
+        axis.annotate(mark.label, (mark.x, mark.y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axis.set(xlabel=axes[0], ylabel=axes[1])
+    axis.set_xlim(0, 1.35 * max((mark.x for mark in marks), default=1.0))  # room for the labels
+    axis.set_ylim(0, 1.15 * max((mark.y for mark in marks), default=1.0) or 1.0)
+    axis.grid(alpha=0.3)
+    if marks:
+        axis.legend(fontsize=8)
+    canvas = FigureCanvasAgg(figure)
+    write_whole(path, lambda part: canvas.print_png(part))

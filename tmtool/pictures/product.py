@@ -61,16 +61,21 @@ class Read:
     part: Window
 
 
+def shape_of(part: Window, size: int) -> tuple[int, int]:
+    """Return height and width of the picture of a part whose longest side is `size` px, or the part's own if that is less."""
+    share = min(1.0, size / max(part.height, part.width))
+    return max(1, round(part.height * share)), max(1, round(part.width * share))
+
+
 def read_at(path: Path, look: Look) -> Read:
     """Read a product at the size of a picture, from its overviews. Raises `InputError`."""
     with opened(str(path)) as src:
         whole = Grid.of(src)
         part = placed(whole, Extent(bbox=look.bbox), Tiling(), str(path)).part
-        share = min(1.0, look.size / max(part.height, part.width))
-        shape = (max(1, round(part.height * share)), max(1, round(part.width * share)))
+        shape = shape_of(part, look.size)
         window = RasterioWindow(part.col, part.row, part.width, part.height)
         kind = np.dtype(src.dtypes[0]).kind
-        how = Resampling.average if kind == "f" and share < 1 else Resampling.nearest
+        how = Resampling.average if kind == "f" and shape != (part.height, part.width) else Resampling.nearest
         values = src.read(window=window, out_shape=(src.count, *shape), resampling=how)
         valid = src.read_masks(1, window=window, out_shape=shape) > 0
         if kind == "f":
