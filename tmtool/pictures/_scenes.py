@@ -67,7 +67,7 @@ def scenes_of(
             scene.layers.append(layer)
         else:
             scene.notes.append(why)
-    scenes += by_key.values()
+    scenes = sorted([*scenes, *by_key.values()], key=lambda scene: scene.name)
     for scene in scenes:
         _align(scene)
         _add_inputs(scene, look)

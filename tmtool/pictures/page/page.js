@@ -208,7 +208,7 @@
     event.preventDefault();
   });
   by("handle").addEventListener("pointermove", (event) => {
-    if (!event.currentTarget.hasPointerCapture(event.pointerId)) return;
+    if (!event.currentTarget.hasPointerCapture(event.pointerId)) return pointAt(map.getEventCoordinate(event));
     const box = by("stage").getBoundingClientRect();
     setSwipe((100 * (event.clientX - box.left)) / box.width);
   });
@@ -217,7 +217,12 @@
 
   let byKeys = false;
   const cross = (on) => by("cross").toggleAttribute("hidden", !on);
-  map.on(["pointermove", "click"], (event) => { if (!event.dragging) { byKeys = false; cross(false); read(event.coordinate); } });
+  function pointAt(coordinate) {
+    byKeys = false;
+    cross(false);
+    read(coordinate);
+  }
+  map.on(["pointermove", "click"], (event) => event.dragging || pointAt(event.coordinate));
   by("map").addEventListener("keydown", () => { byKeys = true; cross(true); });
   map.on("moveend", () => { if (byKeys) read(map.getView().getCenter()); });
   by("left").addEventListener("change", showLayers);
