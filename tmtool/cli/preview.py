@@ -9,6 +9,7 @@ import typer
 from tmtool.cli import _options as o
 from tmtool.cli._compose import composed
 from tmtool.cli._session import command
+from tmtool.cli._terminal import viewer
 from tmtool.errors import EXIT_NOTHING_TO_DO, EXIT_SOME_FAILED, InputError, TmtoolError, UsageError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def preview(
     """Draw products: a PNG beside each, with title, legend, scale bar and north; no data is transparent.
 
     Sentinel-2 in true colour, radar as VV, VH and their ratio, elevation shaded, NDVI, classes in their colours, probabilities,
-    tokens by their digits, embeddings by principal components. Prints the paths.
+    tokens by their digits, embeddings by principal components. Prints the paths, and shows the pictures in a terminal that can.
 
     Example: tmtool preview out/
 
@@ -98,10 +99,13 @@ def preview(
         if html is not None:
             _write_page(html, paths, look, components, report)
             return
-        failed = 0
+        show, failed = viewer(), 0
         for path in paths:
             try:
-                print(draw(path, look, components), flush=True)
+                picture = draw(path, look, components)
+                print(picture, flush=True)
+                if show is not None:
+                    show(picture)
             except TmtoolError as error:
                 _log.error("%s", error)
                 failed += 1
