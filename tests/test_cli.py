@@ -68,7 +68,7 @@ LAYERS = [
     {"cli", "api"},
     {"batch"},
     {"scene"},
-    {"pictures"},
+    {"pictures", "catalog"},
     {"tasks"},
     {"tiles"},
     {"models"},

@@ -24,6 +24,8 @@ _BESIDE_THE_PIXELS = (
         "warning",
         "acquired",
         "baselines",
+        "items",
+        "platforms",
     ),
 )
 """Fields that do not make it another product: where they differ, results differ by rounding at most."""

@@ -17,6 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tmtool.batch._pairs import is_many, paired
+from tmtool.catalog import is_document
 from tmtool.errors import InputError, UsageError
 from tmtool.files.writer import WORK_PREFIX
 from tmtool.modality import Modality, find
@@ -267,9 +268,9 @@ def is_product(path: str) -> bool:
 
 
 def _is_own(path: str, tokens: bool) -> bool:
-    """Whether a file is a product, work file or sidecar; with `tokens`, a token raster is none."""
+    """Whether a file is a product, work file, sidecar or STAC of products; with `tokens`, a token raster is none."""
     name = os.path.basename(path)
-    if name.startswith(WORK_PREFIX) or name.lower().endswith(_BESIDE):
+    if name.startswith(WORK_PREFIX) or name.lower().endswith(_BESIDE) or is_document(Path(path)):
         return True
     if not _like_a_product(name):
         return False

@@ -31,6 +31,8 @@ class Outcome:
     """Rough run time in seconds on several kinds of device."""
     pictures: list[str] = field(default_factory=list)
     """Pictures that were drawn of the products."""
+    item: str = ""
+    """The STAC item that lists the products, if one was asked for."""
 
     @property
     def bad(self) -> bool:
@@ -73,6 +75,8 @@ class Outcome:
             }
         if self.pictures:
             said["pictures"] = list(self.pictures)
+        if self.item:
+            said["item"] = self.item
         if self.error is not None:
             code = self.error.exit_code if isinstance(self.error, errors.TmtoolError) else errors.EXIT_SOME_FAILED
             said["error"] = {"kind": type(self.error).__name__, "code": code, "message": str(self.error)}

@@ -140,6 +140,15 @@ PreviewOption = Annotated[
         help="Also draw each product in GeoTIFF, as `tmtool preview` does: a PNG beside it.",
     ),
 ]
+StacOption = Annotated[
+    bool,
+    typer.Option(
+        "--stac",
+        rich_help_panel=IO,
+        envvar="TMTOOL_STAC",
+        help="Also write a STAC item of each scene, {stem}.json, that lists its products; see `tmtool stac`.",
+    ),
+]
 S2Offset = Annotated[
     float | None,
     typer.Option(
@@ -766,6 +775,7 @@ class ModelOptions:
     weights: Weights = RunSettings.weights
     offline: Offline = RunSettings.offline
     device: Device = RunSettings.device
+    stac: StacOption = False
     precision: Precision = RunSettings.precision
     compile_: Compile = RunSettings.compile
     batch_size: BatchSize = "auto"

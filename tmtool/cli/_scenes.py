@@ -5,14 +5,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import typer
 
 from tmtool.batch import Listing, Outcome, Policy, list_scenes, run_batch
 from tmtool.cli import _session as session
 from tmtool.cli._options import ListingOptions, OutputOptions
-from tmtool.errors import TmtoolError
-from tmtool.scene.job import Job
+from tmtool.errors import EXIT_SOME_FAILED, TmtoolError
+from tmtool.scene.job import Job, Scene, stem_of
 from tmtool.scene.progress import LineReporter, Reporter, RichReporter, SilentReporter
 
 _log = logging.getLogger("tmtool")
@@ -32,17 +33,21 @@ def run_command(
     found = list_scenes(listing_of(job, listing), output.output_dir, taken_for or (), job.task.bands)
     if not found:
         return  # an empty shard
-    tell = _print_json if as_json else _print_paths
+    if output.stac:
+        _check_items(found)
+    tell, unlisted = _print_json if as_json else _print_paths, list[Outcome]()
 
     def drawn(outcome: Outcome) -> None:
         if output.preview and outcome.result is not None:
             _draw(outcome)
+        if output.stac and not _list(outcome, output.output_dir):
+            unlisted.append(outcome)
         tell(outcome)
 
     with ExitStack() as stack:
         tally = run_batch(job, found, policy, drawn, _reporter(stack, quiet))
-    if tally.exit_code:
-        raise typer.Exit(tally.exit_code)
+    if tally.exit_code or unlisted:
+        raise typer.Exit(tally.exit_code or EXIT_SOME_FAILED)
 
 
 def listing_of(job: Job, options: ListingOptions) -> Listing:
@@ -61,6 +66,30 @@ def _draw(outcome: Outcome) -> None:
                 outcome.pictures.append(str(preview(path, Look())))
             except TmtoolError as error:
                 _log.warning("%s: no picture (%s)", path, error)
+
+
+def _check_items(scenes: Sequence[Scene]) -> None:
+    """Raise `OutputError` if another file has the name of an item, such as the one that is the input."""
+    from tmtool.catalog import check_free
+
+    for scene in scenes:
+        check_free(scene.folder / f"{scene.stem}.json")
+
+
+def _list(outcome: Outcome, root: Path) -> bool:
+    """Write the items of a scene that has its products; one that cannot be written is told, and return False."""
+    from tmtool.catalog import write_item
+
+    prepared = outcome.prepared
+    if prepared is None or outcome.bad or outcome.status == "planned":
+        return True
+    try:
+        for stem in {stem_of(prepared.scene, product) for product in prepared.products}:
+            outcome.item = str(write_item(prepared.scene.folder, stem, root))
+    except TmtoolError as error:
+        _log.error("%s: its products are complete, but no STAC item lists them. %s", outcome.scene.stem, error)
+        return False
+    return True
 
 
 def _print_json(outcome: Outcome) -> None:

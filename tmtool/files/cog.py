@@ -11,6 +11,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from tmtool.errors import ProductError
+from tmtool.files.facts import BandFacts, Facts
 from tmtool.files.writer import Format, Layout, Work, quiet, sidecar
 from tmtool.grid import Grid
 
@@ -48,7 +49,40 @@ def read_tags(path: Path) -> dict[str, str]:
     return tags
 
 
-COG = Format(".tif", convert, read_tags)
+def look(path: Path) -> Facts:
+    """Return what a GeoTIFF says of itself; raises `ProductError` if it is none."""
+    try:
+        # absolute, as a name such as http:a would be a URI where it begins the path
+        with quiet(), rasterio.open(path.absolute()) as src:
+            grid, band_tags = Grid.of(src), [src.tags(i) for i in src.indexes]
+            names = class_names(band_tags[0])
+            colours = src.colormap(1) if names else {}
+            bands = tuple(
+                BandFacts(name or str(i + 1), unit or "", scale, offset, {} if names else _statistics(band_tags[i]))
+                for i, (name, unit, scale, offset) in enumerate(
+                    zip(src.descriptions, src.units, src.scales, src.offsets, strict=True)
+                )
+            )
+            return Facts(
+                tags=src.tags(),
+                extent=grid,
+                grid=grid,
+                dtype=src.dtypes[0],
+                nodata=src.nodata,
+                bands=bands,
+                classes=tuple((name, "#{:02X}{:02X}{:02X}".format(*colours[i])) for i, name in enumerate(names)),
+            )
+    except (RasterioError, ValueError) as error:
+        raise ProductError(f"{path}: is damaged, truncated or no GeoTIFF ({error}).") from error
+
+
+def _statistics(tags: Mapping[str, str]) -> dict[str, float]:
+    """Return the statistics in a band's tags."""
+    named = {"minimum": "MINIMUM", "maximum": "MAXIMUM", "mean": "MEAN", "stddev": "STDDEV"}
+    return {name: float(tags[f"STATISTICS_{key}"]) for name, key in named.items() if f"STATISTICS_{key}" in tags}
+
+
+COG = Format(".tif", convert, read_tags, "image/tiff; application=geotiff; profile=cloud-optimized", look)
 
 
 def _coded(work: Work) -> Path:

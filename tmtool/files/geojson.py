@@ -20,11 +20,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.warp import transform
 
 from tmtool.errors import ProductError
-from tmtool.files.geoparquet import binary, geo, polygons, read_tags, rings
+from tmtool.files.facts import Facts, one_cell
+from tmtool.files.geoparquet import PARQUET, binary, geo, polygons, read_tags, rings
+from tmtool.files.geoparquet import look as parquet_facts
 from tmtool.files.sayings import Place, place_of, text_of
 from tmtool.files.writer import Format, Work
 from tmtool.grid import Grid
@@ -141,6 +144,41 @@ def geojson_tags(path: Path) -> dict[str, str]:
     return tags
 
 
+def geojson_facts(path: Path) -> Facts:
+    """Return what a file says, and the bounds of its features in degrees; raises `ProductError` if it is damaged."""
+    tags = geojson_tags(path)
+    try:
+        features = json.loads(path.read_text(encoding="utf-8"))["features"]
+        shapes = [feature["geometry"] for feature in features if feature["geometry"]]
+        points = np.array([point for shape in shapes for point in _corners(shape)]).reshape(-1, 2)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ProductError(f"{path}: is damaged ({error}).") from error
+    if not len(points):
+        return Facts(tags, rows=len(features))
+    (left, bottom), (right, top) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return Facts(tags, one_cell(CRS.from_epsg(4326), (left, bottom, right, top)), rows=len(features))
+
+
+def _corners(shape: Mapping[str, Any]) -> Iterator[Any]:
+    parts = shape["coordinates"] if shape["type"] == "MultiPolygon" else [shape["coordinates"]]
+    return (point for part in parts for ring in part for point in ring)
+
+
+def footprint(grid: Grid) -> dict[str, Any] | None:
+    """Return GeoJSON's geometry of what a grid covers; None where it has no CRS."""
+    height, width = grid.shape
+    one = np.zeros(1, np.int64)
+    return geometry(_degrees(grid, _finer(rings(grid.cells((height, width), (1, 1)).transform, one, one)))[0])
+
+
+def bounds_of(shape: Mapping[str, Any]) -> list[float]:
+    """Return west, south, east and north of a geometry that `geometry` made; east is less than west across the antimeridian."""
+    parts = shape["coordinates"] if shape["type"] == "MultiPolygon" else [shape["coordinates"]]
+    lon = [[point[0] for point in part[0]] for part in parts]
+    lat = [point[1] for point in _corners(shape)]
+    return [min(lon[0]), min(lat), max(lon[-1]), max(lat)]
+
+
 def _features(tiles: _Tiles) -> Iterator[dict[str, Any]]:
     for i, (row, col) in enumerate(zip(tiles.rows.tolist(), tiles.cols.tolist(), strict=True)):
         said = {name: values[i] for name, values in tiles.said.items()}
@@ -232,13 +270,14 @@ def _parquet(columns: _Columns, work: Work, path: Path) -> None:
 
 _PLACES = _Columns({"lon": "float64", "lat": "float64", "distance_km": "float64"}, _places)
 _TEXTS = _Columns({"text": "string"}, _texts)
+_GEOJSON = "application/geo+json"
 PLACES = {
-    "geojson": Format(".geojson", partial(_geojson, _PLACES), geojson_tags),
-    "geoparquet": Format(".parquet", partial(_parquet, _PLACES), read_tags),
+    "geojson": Format(".geojson", partial(_geojson, _PLACES), geojson_tags, _GEOJSON, geojson_facts),
+    "geoparquet": Format(".parquet", partial(_parquet, _PLACES), read_tags, PARQUET, parquet_facts),
 }
 """The formats of products that hold a place a tile."""
 TEXTS = {
-    "geojson": Format(".geojson", partial(_geojson, _TEXTS), geojson_tags),
-    "geoparquet": Format(".parquet", partial(_parquet, _TEXTS), read_tags),
+    "geojson": Format(".geojson", partial(_geojson, _TEXTS), geojson_tags, _GEOJSON, geojson_facts),
+    "geoparquet": Format(".parquet", partial(_parquet, _TEXTS), read_tags, PARQUET, parquet_facts),
 }
 """The formats of products that hold a text a tile."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from tmtool.errors import ProductError
+from tmtool.files.facts import Facts, one_cell
 from tmtool.files.writer import Format, Layout, Work
 from tmtool.grid import BoolArray, Grid
 
@@ -71,7 +72,30 @@ def read_tags(path: Path) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"}
 
 
-GEOPARQUET = Format(".parquet", convert, read_tags)
+def look(path: Path) -> Facts:
+    """Return what a file's metadata say; raises `ProductError` if it is damaged."""
+    import pyarrow.parquet as pq
+    import pyproj
+    from pyarrow import ArrowException
+
+    tags = read_tags(path)
+    try:
+        found, schema = pq.read_metadata(path), pq.read_schema(path)
+        column = json.loads(tags["geo"])["columns"]["geometry"]
+    except (OSError, ArrowException, ValueError, KeyError) as error:
+        raise ProductError(f"{path}: is damaged or no GeoParquet ({error}).") from error
+    crs, box = column["crs"], column.get("bbox")
+    known = None if crs is None else CRS.from_wkt(pyproj.CRS.from_json_dict(crs).to_wkt())
+    return Facts(
+        tags=tags,
+        extent=one_cell(known, tuple(box)) if box else None,
+        columns={field.name: str(field.type) for field in schema},
+        rows=found.num_rows,
+    )
+
+
+PARQUET = "application/vnd.apache.parquet"
+GEOPARQUET = Format(".parquet", convert, read_tags, PARQUET, look)
 
 
 def _schema(work: Work) -> Any:

@@ -24,6 +24,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from tmtool.errors import DiskError, ProductError
+from tmtool.files.facts import Facts
 from tmtool.grid import BoolArray, Grid
 
 WORK_PREFIX = ".tmtool-"
@@ -144,12 +145,14 @@ class Format:
     """A file format: the ending of its names, and what turns a work file into a complete file (or folder) at a path.
 
     `convert` raises `ProductError`; what it writes beside, it writes to `sidecar(path)`. `tags` returns the tags of a
-    product, or raises `ProductError` if it is not whole.
+    product, or raises `ProductError` if it is not whole. `look` returns what catalogues list, reading no values, or raises it too.
     """
 
     ending: str
     convert: Callable[[Work, Path], None]
     tags: Callable[[Path], Mapping[str, str]]
+    media_type: str = "application/octet-stream"
+    look: Callable[[Path], Facts] | None = None
 
 
 class ProductWriter:

@@ -23,6 +23,7 @@ from affine import Affine
 
 from tmtool.errors import ProductError
 from tmtool.files.cf import centres, locate
+from tmtool.files.facts import BandFacts, Facts
 from tmtool.files.writer import Format, Layout, Work
 from tmtool.grid import Grid
 
@@ -74,7 +75,37 @@ def read_tags(path: Path) -> dict[str, str]:
     return {key: value for key, value in group.attrs.items() if isinstance(value, str)}
 
 
-ZARR = Format(".zarr", convert, read_tags)
+def look(path: Path) -> Facts:
+    """Return what a store says of itself; raises `ProductError` if it is damaged."""
+    import rioxarray  # noqa: F401  (adds `.rio`)
+    import xarray
+
+    try:
+        with xarray.open_zarr(path, chunks=None, consolidated=True, mask_and_scale=False) as found:
+            values, tags = found["embedding"], {k: v for k, v in found.attrs.items() if isinstance(v, str)}
+            grid = _grid_of(values)
+            scales = found["scale"].to_numpy() if "scale" in found.variables else np.ones(len(values["band"]))
+            bands = zip(values["band"].to_numpy().tolist(), scales.tolist(), strict=True)
+            unit, nodata = values.attrs.get("units", ""), values.attrs.get("_FillValue")
+    except (OSError, ValueError, KeyError) as error:
+        raise ProductError(f"{path}: is damaged ({error}).") from error
+    return Facts(
+        tags=tags,
+        extent=grid,
+        grid=grid,
+        dtype=str(values.dtype),
+        nodata=None if nodata is None else float(nodata),
+        bands=tuple(BandFacts(name, unit, scale) for name, scale in bands),
+    )
+
+
+ZARR = Format(".zarr", convert, read_tags, "application/vnd.zarr; version=2", look)
+
+
+def _grid_of(values: Any) -> Grid:
+    """Return the grid of a store's array, its affine bit for bit."""
+    numbers = values["spatial_ref"].attrs["GeoTransform"].split()
+    return Grid(values.rio.crs, Affine.from_gdal(*map(float, numbers)), values.shape[1:])
 
 
 def _chunk(layout: Layout, shape: tuple[int, int]) -> tuple[int, int]:
@@ -108,12 +139,8 @@ def _validate(path: Path, grid: Grid, layout: Layout) -> None:
 
     with xarray.open_zarr(path, chunks=None, consolidated=True, mask_and_scale=False) as found:
         values = found["embedding"]
-        numbers = values["spatial_ref"].attrs["GeoTransform"].split()
-        transform = Affine.from_gdal(*map(float, numbers))
-        shape, crs, bands = values.shape, values.rio.crs, tuple(values["band"].values.tolist())
-        dtype = values.dtype
-    if (crs, transform, shape[1:]) != (grid.crs, grid.transform, grid.shape):
-        lies = Grid(crs, transform, shape[1:])
+        lies, bands, dtype = _grid_of(values), tuple(values["band"].values.tolist()), values.dtype
+    if lies != grid:
         raise ProductError(f"{path}: the written store lies at {lies}, expected {grid}. Please report this.")
     if bands != layout.bands or dtype != layout.dtype:
         raise ProductError(

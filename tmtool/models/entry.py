@@ -119,11 +119,18 @@ class ModelEntry:
     licence: str = "Apache-2.0"
     sequences: tuple[str, ...] = ()
     """Outputs of one sequence of tokens a tile."""
+    architecture: str = "Vision Transformer"
+    """What it is called in the literature."""
 
     statistics: ClassVar[Mapping[str, Mapping[str, tuple[float, float]]]] = {}
     """Mean and standard deviation of what it was trained on, by modality and band."""
     modalities: ClassVar[Mapping[str, Modality]] = MODALITIES
     """What it takes its modalities for: their keys and classes."""
+
+    @property
+    def parameters(self) -> int | None:
+        """About how many parameters it has, tokenizers not counted; None where that is not known."""
+        return None
 
     def moments(self, modality: Modality) -> Moments:
         """Return the mean and standard deviation of each band of a modality; 0 and 1 of what is not standardised."""

@@ -171,7 +171,12 @@ class Prepared:
 
 def target(scene: Scene, product: Product) -> Path:
     """Return the final path of a product."""
-    return scene.folder / f"{scene.stem.removesuffix(product.drop)}_{product.suffix}{product.format.ending}"
+    return scene.folder / f"{stem_of(scene, product)}_{product.suffix}{product.format.ending}"
+
+
+def stem_of(scene: Scene, product: Product) -> str:
+    """Return what a product's name begins with."""
+    return scene.stem.removesuffix(product.drop)
 
 
 def prepare(job: Job, scene: Scene, *, writes: bool = True) -> Prepared:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
@@ -46,6 +47,8 @@ def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -
             **({"whole": list(prepared.plan.shape[::-1])} if read and "part" in read else {}),
             **_told({m: s.date for m, s in prepared.sources.items()}, "acquired"),
             **_told({m: s.baseline for m, s in prepared.sources.items()}, "baselines"),
+            **_told({m: s.platform for m, s in prepared.sources.items()}, "platforms"),
+            **_told({m: s.delivery.item for m, s in prepared.sources.items() if s.delivery}, "items"),
         },
     )
 
@@ -64,7 +67,7 @@ def _version(package: str) -> str:
         return "absent"
 
 
-def _told(values: dict[str, str | None], name: str) -> dict[str, dict[str, str]]:
+def _told(values: Mapping[str, str | None], name: str) -> dict[str, dict[str, str]]:
     """Return what some inputs say of themselves, if any does."""
     known = {m: value for m, value in values.items() if value}
     return {name: known} if known else {}

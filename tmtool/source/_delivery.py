@@ -43,6 +43,8 @@ class Delivery:
     offset: float = 0.0
     scale_why: str = ""
     """What gain and offset are based on; empty where the metadata does not say, and they are looked for in the files."""
+    item: str = ""
+    """The link or absolute path of the STAC item that describes it, if one does."""
     power: bool = False
     """Whether values are known to be linear power, of modalities in dB."""
     nodata: float | None = None

@@ -21,6 +21,9 @@ from tmtool.source._values import Moments, far_off, measured, refuse_dtype, refu
 _BY_COUNT = {12: "S2L2A", 13: "S2L1C"}
 """What so many bands without names are."""
 
+_PLATFORMS = ("PLATFORM", "SPACECRAFT", "DATATAKE_1_SPACECRAFT_NAME", "SPACECRAFT_ID")
+"""Tags that name the satellite, in order of preference: those of deliveries, of GDAL's drivers, of Landsat."""
+
 _NO_INPUT = {
     "tokenize": "tokens that tmtool tokenize made; use tmtool reconstruct",
     "embed": "embeddings that tmtool embed made, which are not an input",
@@ -81,6 +84,7 @@ def inspect(
         points=found.points,
         delivery=found.delivery,
         baseline=found.tags.get("PROCESSING_BASELINE"),
+        platform=_platform(found.tags),
         array=found.array,
         date=date,
         date_why=date_why,
@@ -90,6 +94,12 @@ def inspect(
     if found.array and found.array.lazy and found.made:  # tmtool's own values are as they should be once computed
         return source
     return _with_values(source, trained_on)
+
+
+def _platform(tags: Mapping[str, str]) -> str | None:
+    """Return the satellite that tags name; the first of those that products, drivers of GDAL and STAC use."""
+    name = next((tags[key] for key in _PLATFORMS if tags.get(key)), None)
+    return name.strip().lower().replace("_", "-").replace(" ", "-") if name else None
 
 
 def describe(raster: Any, how: Reading) -> Description:

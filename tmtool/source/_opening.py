@@ -84,6 +84,8 @@ class Source:
     """How it was brought to `grid`, in words."""
     baseline: str | None = None
     """Processing baseline of a Sentinel-2 product."""
+    platform: str | None = None
+    """The satellite that took it, as STAC writes it: sentinel-2b."""
 
     @property
     def opens(self) -> str:

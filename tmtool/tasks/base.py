@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tmtool.errors import InputError, UsageError
+from tmtool.files.cog import COG
+from tmtool.files.writer import Format
 from tmtool.grid import Grid
 from tmtool.modality import Modality
 from tmtool.models import ModelEntry, ModelSpec, Request
+from tmtool.models.card import Given, Taken
 from tmtool.products.product import Product
 from tmtool.provenance import Provenance
 from tmtool.settings import Reading
@@ -42,6 +45,28 @@ class Task(ABC):
     def cell_px(cls, made: Provenance) -> int:
         """Return the side of the cells of a product in source px, by how it was made; 0 where a cell stands for a tile or more."""
         return 1
+
+    @classmethod
+    def formats(cls) -> tuple[Format, ...]:
+        """Return the file formats that its products may have."""
+        return (COG,)
+
+    @classmethod
+    def listed_as(cls, suffix: str) -> str:
+        """Return what catalogues call the product with a suffix."""
+        return suffix
+
+    @classmethod
+    def takes(cls, entry: ModelEntry, made: Provenance) -> tuple[Taken, ...]:
+        """Return what a model takes for this kind of work, of which `made` is an example."""
+        known = [entry.modalities[name] for name in entry.inputs if name in entry.modalities]
+        used = [m.subset(entry.bands[m.name]) if m.name in entry.bands else m for m in known]
+        return tuple(Taken(m.name, m.bands, *(entry.moments(m) if m.name in entry.statistics else ())) for m in used)
+
+    @classmethod
+    def gives(cls, entry: ModelEntry, made: Provenance) -> tuple[Given, ...]:
+        """Return what a model gives by this kind of work, of which `made` is an example."""
+        return ()
 
     @classmethod
     def for_files(cls, outputs: tuple[str, ...], coords: bool) -> "Task":
@@ -156,6 +181,12 @@ class Task(ABC):
 
     def check_made(self, sources: Mapping[str, Source], provenance: Provenance) -> None:  # noqa: B027
         """Raise `InputError` if inputs that tmtool made do not fit the model that would use them."""
+
+
+def decoded(entry: ModelEntry) -> tuple[Given, ...]:
+    """Return the modalities that a model decodes to pixels, as what it gives."""
+    made = (entry.modalities[name] for name in entry.outputs)
+    return tuple(Given(m.name, ("generative",), len(m.bands), dtype=m.dtype, classes=m.classes) for m in made)
 
 
 def check_outputs(outputs: Sequence[str], option: str, model: str, entry: ModelEntry) -> None:

@@ -17,6 +17,7 @@ from tmtool.files.writer import Format, Layout
 from tmtool.files.zarr import ZARR
 from tmtool.grid import Grid, OutputSpec, Strip
 from tmtool.models import Embedding, EmbeddingOutput, ModelEntry, ModelSpec, Request, Sampling, find
+from tmtool.models.card import Given
 from tmtool.models.requests import input_key
 from tmtool.products.product import Product, check_finite
 from tmtool.provenance import Provenance
@@ -48,6 +49,21 @@ class Embed(Task):
     def cell_px(cls, made: Provenance) -> int:
         """Return the side of the model's patch in px, or 0 for vectors of tiles and scenes."""
         return find(made.model).patch if made.details.get("embedding", {}).get("pool") == "patch" else 0
+
+    @classmethod
+    def formats(cls) -> tuple[Format, ...]:
+        """Return the file formats that its products may have."""
+        return tuple(_FORMATS.values())
+
+    @classmethod
+    def listed_as(cls, suffix: str) -> str:
+        """Return what catalogues call a product: `embeddings`, as the conventions of STAC's `emb` have it."""
+        return suffix.replace(cls.name, "embeddings", 1)
+
+    @classmethod
+    def gives(cls, entry: ModelEntry, made: Provenance) -> tuple[Given, ...]:
+        """Return the vectors of the encoder's last layer."""
+        return (Given("embeddings", ("similarity-search",), entry.dim, entry.patch),)
 
     layers: tuple[int, ...] = (-1,)
     merge: Merge = "mean"

@@ -11,10 +11,12 @@ from tmtool.files.writer import Format, Layout
 from tmtool.grid import Grid, OutputSpec
 from tmtool.modality import MODALITIES, find
 from tmtool.models import Generation, ModelEntry, ModelSpec, Request, Sampling
+from tmtool.models.card import Given
 from tmtool.models.text import SEQUENCES, check
 from tmtool.products.product import Product, pixels_of
+from tmtool.provenance import Provenance
 from tmtool.source import Source
-from tmtool.tasks.base import Task, check_not_both, check_outputs
+from tmtool.tasks.base import Task, check_not_both, check_outputs, decoded
 
 RASTERS: dict[str, Format] = {"cog": COG}
 """The formats of rasters."""
@@ -36,7 +38,17 @@ class Generate(Task):
     def suffixes(cls) -> str:
         """Return a regular expression of its products' suffixes."""
         made = [name for name, m in MODALITIES.items() if m.token_key or not m.raw_key]  # not what is input only
-        return "|".join(made)
+        return "|".join((*made, *SEQUENCES))
+
+    @classmethod
+    def formats(cls) -> tuple[Format, ...]:
+        """Return the file formats that its products may have."""
+        return (*RASTERS.values(), *PLACES.values(), *TEXTS.values())
+
+    @classmethod
+    def gives(cls, entry: ModelEntry, made: Provenance) -> tuple[Given, ...]:
+        """Return the modalities that a model makes."""
+        return decoded(entry)
 
     outputs: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)

@@ -18,6 +18,7 @@ from tmtool.files.writer import Layout
 from tmtool.grid import Grid, OutputSpec, Strip
 from tmtool.modality import MODALITIES, Modality
 from tmtool.models import ModelEntry, ModelSpec, Request
+from tmtool.models.card import Given, Taken
 from tmtool.models.finetuned.config import PER_PIXEL, TaskConfig, read_config
 from tmtool.models.finetuned.config import Tiling as ConfigTiling
 from tmtool.models.finetuned.inputs import TaskInput
@@ -34,6 +35,14 @@ ProbabilityType = Literal["float32", "uint8"]
 
 _REFLECTANCE = 2.0
 """Means below this are of reflectance from 0 to 1, not of digital numbers."""
+_WORK = {
+    "segmentation": "semantic-segmentation",
+    "regression": "regression",
+    "classification": "scene-classification",
+    "multilabel": "classification",
+    "scalar_regression": "regression",
+}
+"""Kinds of tasks in the words of STAC's `mlm`."""
 _STEPS = 250
 """Steps of a probability in uint8, whose 255 is nodata."""
 
@@ -77,6 +86,17 @@ class Predict(Task):
     def cell_px(cls, made: Provenance) -> int:
         """Return 1 for answers of pixels, 0 for those of tiles."""
         return int(made.details.get("kind") in PER_PIXEL)
+
+    @classmethod
+    def takes(cls, entry: ModelEntry, made: Provenance) -> tuple[Taken, ...]:
+        """Return the config's inputs; their statistics are in the config."""
+        return tuple(Taken(name, tuple(said["bands"])) for name, said in made.details.get("used", {}).items())
+
+    @classmethod
+    def gives(cls, entry: ModelEntry, made: Provenance) -> tuple[Given, ...]:
+        """Return the answer."""
+        work = _WORK.get(str(made.details.get("kind")), "classification")
+        return (Given("pred", (work,), None),)
 
     config: TaskConfig
     digest: str

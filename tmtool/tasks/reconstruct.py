@@ -12,12 +12,13 @@ from tmtool.errors import InputError
 from tmtool.grid import BoolArray, Window
 from tmtool.modality import MODALITIES, OUTPUTS, Modality
 from tmtool.models import Decoding, ModelEntry, ModelSpec, Moments, Request, Sampling
+from tmtool.models.card import Given
 from tmtool.products.metrics import Comparison, comparison_text
 from tmtool.products.product import Measuring, Product, pixels_of
 from tmtool.provenance import Provenance, weights_text
 from tmtool.settings import Reading
 from tmtool.source import Reader, Source, token_source
-from tmtool.tasks.base import Task, check_tokenizer
+from tmtool.tasks.base import Task, check_tokenizer, decoded
 from tmtool.tasks.tokenize import Tokenize
 
 
@@ -33,6 +34,11 @@ class Reconstruct(Task):
     def suffixes(cls) -> str:
         """Return a regular expression of its products' suffixes."""
         return f"({'|'.join(MODALITIES)})_rec"
+
+    @classmethod
+    def gives(cls, entry: ModelEntry, made: Provenance) -> tuple[Given, ...]:
+        """Return the modalities that a model has a tokenizer of."""
+        return decoded(entry)
 
     sampling: Sampling = field(default_factory=Sampling)
 

@@ -12,6 +12,7 @@ from tmtool.files.writer import Layout
 from tmtool.grid import BoolArray, Grid, OutputSpec, Strip
 from tmtool.modality import MODALITIES, OUTPUTS, TOKEN_NODATA, TOKEN_PX, Modality
 from tmtool.models import Encoding, ModelEntry, ModelSpec, Request
+from tmtool.models.card import Given
 from tmtool.products.metrics import CodeUse, code_use_text
 from tmtool.products.product import Measuring, Product
 from tmtool.provenance import Provenance
@@ -38,6 +39,11 @@ class Tokenize(Task):
     def cell_px(cls, made: Provenance) -> int:
         """Return the side of a token in px."""
         return TOKEN_PX
+
+    @classmethod
+    def gives(cls, entry: ModelEntry, made: Provenance) -> tuple[Given, ...]:
+        """Return the tokens of the modalities that a model has a tokenizer of."""
+        return tuple(Given(f"{name}_tokens", (), 1, TOKEN_PX, "uint16") for name in entry.outputs)
 
     def precision(self, asked: str) -> str:
         """Return float32 unless another is asked for: tokens are discrete, and rounding flips some of them."""

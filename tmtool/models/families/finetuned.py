@@ -22,6 +22,7 @@ class FineTuned(ModelEntry):
     """A network of TerraTorch's factories, filled from the user's own checkpoint."""
 
     requests: tuple[type[Request], ...] = (Prediction,)
+    architecture: str = "unknown"
 
     def check_file(self, file: WeightFile, path: Path) -> None:
         """Look at the header of a checkpoint. Raises `WeightsError`."""

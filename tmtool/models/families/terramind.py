@@ -43,6 +43,7 @@ class TerraMind(ModelEntry):
 
     requests: tuple[type[Request], ...] = (Generation, Encoding, Decoding, Embedding)
     coords: bool = True
+    architecture: str = "TerraMind"
     size: str = ""
     parameters_m: float = 0
     """Parameters of a job with two outputs, without tokenizers, in millions."""
@@ -57,6 +58,11 @@ class TerraMind(ModelEntry):
 
     version: ClassVar[str] = "v1"
     statistics: ClassVar[Mapping[str, Mapping[str, tuple[float, float]]]] = V1_STATISTICS
+
+    @property
+    def parameters(self) -> int | None:
+        """About how many parameters its encoder and decoder have."""
+        return round(self.parameters_m * 1e6)
 
     def vocabulary_file(self, sequence: str) -> WeightFile:
         """Return the file of the words of a sequence."""

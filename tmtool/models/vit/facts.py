@@ -111,6 +111,11 @@ class VitEntry(ModelEntry):
             raise UsageError(f"{self.title}: an entry without facts.")
         return self.facts
 
+    @property
+    def parameters(self) -> int | None:
+        """How many parameters the encoder has."""
+        return round(self.known.parameters_m * 1e6)
+
     def check_file(self, file: WeightFile, path: Path) -> None:
         """Look at the header of the model's file. Raises `WeightsError`."""
         fetched = f"Fetch it again: hf download {file.repo} {file.filename} --force-download (or copy it again)."

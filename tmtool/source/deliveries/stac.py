@@ -7,7 +7,7 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -116,7 +116,8 @@ def read(path: str) -> Delivery:
         raise InputError(
             f"{path}: is no valid STAC item ({type(error).__name__}: {error}). Fetch it again, or see what `stac-validator` says."
         ) from error
-    return _delivery(path, item, _base(name, item, alone=len(every) == 1))
+    alone = len(every) == 1
+    return replace(_delivery(path, item, _base(name, item, alone=alone)), item=_link(name, item, alone=alone))
 
 
 def _base(name: str, item: "pystac.Item", *, alone: bool) -> str:
@@ -125,6 +126,12 @@ def _base(name: str, item: "pystac.Item", *, alone: bool) -> str:
     if said and (said.startswith("/") or "://" in said):
         return str(said)
     return name if "://" in name else os.path.abspath(name)
+
+
+def _link(name: str, item: "pystac.Item", *, alone: bool) -> str:
+    """Return a link to the item alone: what it says of itself, or its file; nothing for one of several that says nothing."""
+    said = item.get_self_href() or ""
+    return said if said.startswith(_HTTP) else _base(name, item, alone=True) if alone else ""
 
 
 def _documents(name: str) -> Sequence[Mapping[str, Any]]:
