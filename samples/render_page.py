@@ -9,7 +9,7 @@ from playwright.sync_api import sync_playwright
 
 from tests.browser import chromium
 
-_SIZE = {"width": 1120, "height": 800}
+_SIZE = {"width": 1120, "height": 980}
 
 
 def main(page: Path, target: Path) -> None:

@@ -13,7 +13,8 @@ from tmtool.grid import BoolArray, Window
 _BANDS = 16
 """Bands whose values a page holds at most, and how many bytes they may have before they are packed."""
 _BYTES = 32 << 20
-_ROWS = 512
+_ROWS = 128
+"""Rows that are read at once; GDAL's cache holds the blocks that they are of."""
 
 Pixels = tuple[NDArray[Any], BoolArray]
 
@@ -26,7 +27,7 @@ def picked(count: int, start: int, length: int) -> NDArray[np.int64]:
 def sampled(read: Callable[[Window], Pixels], part: Window, shape: tuple[int, int], block_rows: int) -> Pixels:
     """Return the pixels in the middles of a picture's cells, `(C, h, w)` and validity `(h, w)`: never of overviews.
 
-    `read` gives the pixels of a window; it is asked for the rows of a block at a time.
+    `read` gives the pixels of a window; it is asked for rows of a block, or of a part of a high one, at a time.
     """
     rows, cols = picked(shape[0], part.row, part.height), picked(shape[1], 0, part.width)
     strips = rows // min(block_rows, _ROWS)
