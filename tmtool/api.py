@@ -126,6 +126,7 @@ class _Decoding(TypedDict, total=False):
     solver: Solver
     timesteps: int | None
     clip_sigma: float | None
+    samples: int
 
 
 class PredictOptions(ReadingOptions, total=False):

@@ -92,6 +92,15 @@ class OutputSpec:
     stitch: Literal["blend", "own"] = "blend"
     dtype: str = "float32"
     pool: Literal["none", "tile", "scene"] = "none"
+    draws: int = 1
+    """How many draws of the model's output it is made from."""
+    of: str = ""
+    """The model's output that it is made from, where that has another name."""
+
+    @property
+    def output(self) -> str:
+        """Name of the model's output that it is made from."""
+        return self.of or self.name
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,16 @@ class TileBatch:
     """Longitude and latitude of the tiles' centres, `(B, 2)` degrees, where the model asks for them."""
     dates: NDArray[np.datetime64] | None = None
     """When the images were taken, `(B, T)` in UTC, where the model asks for it and all are known."""
+    draws: "Draws | None" = None
+    """Which draw each output is, where several are made of each tile."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What the `(B,)` outputs of a batch are: draw `number` (int64, from 0) of the tile at `index` in the batch."""
+
+    index: NDArray[np.int64]
+    number: NDArray[np.int64]
 
 
 @dataclass(frozen=True)

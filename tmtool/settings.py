@@ -88,7 +88,7 @@ class Sampling:
 
     Temperature 0 takes the likeliest token. `solver` runs the diffusion, in `timesteps` evaluations of the decoder, or as many as
     it usually takes if that is None. `clip_sigma` clamps the diffusion's estimate to so many standard deviations around the
-    mean at each step; None does not.
+    mean at each step; None does not. Of `samples` draws, with consecutive seeds, the products are the mean and the spread.
     """
 
     top_p: float = 0.8
@@ -98,6 +98,7 @@ class Sampling:
     timesteps: int | None = None
     clip_sigma: float | None = None
     solver: Solver = "ddim"
+    samples: int = 1
 
     @property
     def steps(self) -> int:
@@ -105,10 +106,12 @@ class Sampling:
         return TIMESTEPS[self.solver] if self.timesteps is None else self.timesteps
 
     def said(self) -> dict[str, Any]:
-        """Return what decides pixels, for the provenance: the solver only where it is not TerraTorch's."""
+        """Return what decides pixels, for the provenance: solver and samples only where they are not TerraTorch's."""
         facts = asdict(self) | {"timesteps": self.steps}
         if self.solver == "ddim":
             del facts["solver"]
+        if self.samples == 1:
+            del facts["samples"]
         return facts
 
     def check(self) -> None:
@@ -119,6 +122,7 @@ class Sampling:
             ("--temperature", self.temperature, 0, 100),
             ("--decoding-steps", self.decoding_steps, 1, 4096),
             ("--timesteps", self.steps, 1, 1000),
+            ("--samples", self.samples, 1, 1000),
         )
         for name, value, low, high in bounds:
             if not low <= value <= high:

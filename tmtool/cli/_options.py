@@ -434,6 +434,16 @@ ClipSigma = Annotated[
         help="Clip decoded values to K standard deviations around the mean; TerraTorch uses 1.",
     ),
 ]
+Samples = Annotated[
+    int,
+    typer.Option(
+        "--samples",
+        metavar="N",
+        rich_help_panel=_SAMPLING,
+        help="Make N draws, of seeds S to S+N-1, and write their mean, with the standard deviation in {stem}_{MODALITY}_std.tif; of "
+        "LULC the likeliest class of the mean probability, with LULC_prob and LULC_entropy.",
+    ),
+]
 Crop = Annotated[
     int | None,
     typer.Option(
@@ -765,6 +775,7 @@ class OutputOptions:
     stale: Stale = Policy.stale
     resume: Resume = True
     preview: PreviewOption = False
+    stac: StacOption = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -775,7 +786,6 @@ class ModelOptions:
     weights: Weights = RunSettings.weights
     offline: Offline = RunSettings.offline
     device: Device = RunSettings.device
-    stac: StacOption = False
     precision: Precision = RunSettings.precision
     compile_: Compile = RunSettings.compile
     batch_size: BatchSize = "auto"
@@ -814,6 +824,17 @@ class DecodingOptions:
     solver: SolverOption = Sampling.solver
     timesteps: Timesteps = Sampling.timesteps
     clip_sigma: ClipSigma = Sampling.clip_sigma
+    samples: Samples = Sampling.samples
+
+    def sampling(self, **drawing: Any) -> Sampling:
+        """Return these and how tokens are drawn."""
+        return Sampling(
+            timesteps=self.timesteps,
+            clip_sigma=self.clip_sigma,
+            solver=self.solver,
+            samples=self.samples,
+            **drawing,
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)

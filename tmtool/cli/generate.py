@@ -37,8 +37,8 @@ def generate(
         from tmtool.tasks import Generate
         from tmtool.tasks.generate import output_named
 
-        drawn = (drawing.top_p, drawing.top_k, drawing.temperature, decoding_steps)
-        sampling = Sampling(*drawn, decoding.timesteps, decoding.clip_sigma, decoding.solver)
+        drawn = {"top_p": drawing.top_p, "top_k": drawing.top_k, "temperature": drawing.temperature}
+        sampling = decoding.sampling(decoding_steps=decoding_steps, **drawn)
         rasters, told = told_places(in_ or ())
         task = Generate(tuple(output_named(name) for name in o.split(out)), sampling, told, format_)
         job = o.job_of(task, listing, output, model, tiles, drawing.seed)

@@ -31,12 +31,8 @@ def reconstruct(
     """
     with command(log):
         from tmtool.cli._scenes import run_command
-        from tmtool.settings import Sampling
         from tmtool.tasks import Reconstruct
 
-        task = Reconstruct(
-            Sampling(timesteps=decoding.timesteps, clip_sigma=decoding.clip_sigma, solver=decoding.solver)
-        )
-        job = o.job_of(task, listing, output, model, tiles, seed)
+        job = o.job_of(Reconstruct(decoding.sampling()), listing, output, model, tiles, seed)
         policy, taken_for = o.policy_of(run, output, model), [in_] if in_ else []
         run_command(job, listing, output, policy, taken_for, as_json=run.json_, quiet=log.quiet)

@@ -1,6 +1,6 @@
 """What enters the transformer: pixels embedded as patches, tokens of tokenised modalities, coordinates."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,6 +26,10 @@ class Embeddings(NamedTuple):
     x: Tensor
     code: Tensor
     hidden: Tensor | None = None
+
+    def at(self, index: Tensor) -> "Embeddings":
+        """Return those of the tiles at these places, `(n,)` int64."""
+        return Embeddings(self.x[index], self.code[index], None if self.hidden is None else self.hidden[index])
 
 
 class Tokenizer(Protocol):
@@ -142,9 +146,22 @@ class InputEmbedding(Base):
 
 
 class CellGrid:
-    """Absolute positions of a batch of tiles of `size` px: of their pixels, and of their cells on the patch grid."""
+    """Absolute positions of a batch of tiles of `size` px: of their pixels, and of their cells on the patch grid.
 
-    def __init__(self, rows: Tensor, cols: Tensor, size: int, device: torch.device) -> None:
+    Where there are several draws of a tile, `tiles` `(B,)` int64 says which tile of the batch each is of, and `numbers` which
+    draw: the seed of draw n is n more than the seed.
+    """
+
+    def __init__(
+        self,
+        rows: Tensor,
+        cols: Tensor,
+        size: int,
+        device: torch.device,
+        tiles: Tensor | None = None,
+        numbers: Sequence[int] = (0,),
+    ) -> None:
+        self.tiles, self._numbers = tiles, numbers
         rows, cols = (v.to(device, non_blocking=True) for v in (rows, cols))
         self._pixel_rows, self._pixel_cols, self._size = rows, cols, size
         side = size // TOKEN_PX
@@ -157,7 +174,25 @@ class CellGrid:
     @classmethod
     def of(cls, batch: TileBatch, size: int, device: torch.device) -> "CellGrid":
         """Return the positions of a batch."""
-        return cls(torch.from_numpy(batch.rows), torch.from_numpy(batch.cols), size, device)
+        rows, cols = torch.from_numpy(batch.rows), torch.from_numpy(batch.cols)
+        if batch.draws is None:
+            return cls(rows, cols, size, device)
+        tiles = torch.from_numpy(batch.draws.index)
+        return cls(rows[tiles], cols[tiles], size, device, tiles.to(device), batch.draws.number.tolist())
+
+    def key(self, seed: int, modality: str, purpose: str, step: int = 0) -> noise.Key:
+        """Return the key of a stream, or those of each tile's draw."""
+        seeds = [seed + number for number in self._numbers]
+        return noise.keys_of(seeds, modality, purpose, step, self.rows.device)
+
+    @staticmethod
+    def key_at(key: noise.Key, cells: Tensor, count: int) -> noise.Key:
+        """Return the keys of cells, `(n,)` int64 that number the cells of all tiles, of which each has `count`."""
+        first, second = key
+        if isinstance(first, int) or isinstance(second, int):
+            return key
+        tiles = cells // count
+        return first[tiles], second[tiles]
 
     @property
     def origins(self) -> tuple[Tensor, Tensor]:
@@ -167,12 +202,13 @@ class CellGrid:
     def part(self, tiles: Tensor) -> "CellGrid":
         """Return the positions of some of the tiles, `(n,)` int64."""
         rows, cols = (v[tiles.to(v.device)] for v in (self._pixel_rows, self._pixel_cols))
-        return CellGrid(rows, cols, self._size, rows.device)
+        numbers = self._numbers if len(self._numbers) == 1 else [self._numbers[i] for i in tiles.tolist()]
+        return CellGrid(rows, cols, self._size, rows.device, numbers=numbers)
 
-    def normal(self, key: tuple[int, int], channels: int) -> Tensor:
+    def normal(self, key: noise.Key, channels: int) -> Tensor:
         """Return each tile's own normal noise, `(B, channels, S, S)` float32."""
         return noise.normal(key, self._pixel_rows, self._pixel_cols, channels, self._size, self._size)
 
-    def order(self, key: tuple[int, int]) -> Tensor:
+    def order(self, key: noise.Key) -> Tensor:
         """Return each tile's cells in the order in which they are decoded, `(B, N)` int64."""
         return noise.order(key, self.rows, self.cols).argsort(dim=1, stable=True)

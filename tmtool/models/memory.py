@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmtool.errors import OutOfMemory, UsageError
-from tmtool.grid import TileBatch
+from tmtool.grid import Draws, TileBatch
 
 _log = logging.getLogger("tmtool")
 
@@ -83,6 +83,9 @@ def part(batch: TileBatch, start: int, stop: int, size: int) -> TileBatch:
     if (start, stop, size) == (0, len(batch.rows), len(batch.rows)):
         return batch
     index = np.minimum(np.arange(start, start + size), stop - 1)
+    draws = batch.draws
+    if draws is not None:
+        draws, index = Draws(np.arange(size), draws.number[index]), draws.index[index]
     return replace(
         batch,
         pixels={m: values[index] for m, values in batch.pixels.items()},
@@ -90,6 +93,7 @@ def part(batch: TileBatch, start: int, stop: int, size: int) -> TileBatch:
         cols=batch.cols[index],
         lonlat=None if batch.lonlat is None else batch.lonlat[index],
         dates=None if batch.dates is None else batch.dates[index],
+        draws=draws,
     )
 
 

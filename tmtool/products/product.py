@@ -1,6 +1,6 @@
 """What a product is: from stitched values to the bands that are written, and the checks that a product must pass."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,9 @@ from tmtool.files.writer import Format, Layout, Statistics
 from tmtool.grid import BoolArray, OutputSpec, Strip
 from tmtool.modality import Modality
 from tmtool.source import Source
+
+Combine = Callable[[Sequence[Strip]], Mapping[str, NDArray[Any]]]
+"""Makes the values `(channels, h, w)` of outputs, by their names, from the same rows of each draw."""
 
 
 class Measure(Protocol):
@@ -60,6 +63,8 @@ class Product:
     drop: str = ""
     about: tuple[tuple[str, Any], ...] = ()
     """What its provenance says of it alone."""
+    combine: Combine | None = None
+    """What makes this and the products beside it of several draws of the model's output."""
 
 
 def pixels_of(modality: Modality) -> Product:
@@ -118,7 +123,7 @@ def check_statistics(product: Product, statistics: Statistics, input_varies: boo
     )  # blending does not give a constant back exactly
     if input_varies and statistics.count > 1 and (statistics.high - statistics.low <= rounding).all():
         what = f"{product.suffix}: every valid pixel is {statistics.low[0]:g} though the input varies"
-        if not (product.layout.classes or product.layout.ids):
+        if not (product.layout.classes or product.layout.ids or product.spec.of):
             raise ProductError(f"{what}. The weights are most likely wrong.")
         return [what]
     return []

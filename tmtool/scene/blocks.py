@@ -23,7 +23,8 @@ from tmtool.models.weights import WeightFile, digest, local_file, locate, to_fet
 from tmtool.scene.job import AREA, Job, Prepared, area_feed, fill_of
 from tmtool.source import Reader, Source, centres, set_block_cache
 from tmtool.tasks import Task
-from tmtool.tiles.batches import Feed
+from tmtool.tiles.batches import Feed, Told
+from tmtool.tiles.draws import Combining
 from tmtool.tiles.engine import Block, Engine, Lazy, Watch, finished, patch_feed
 from tmtool.tiles.plan import hull
 
@@ -163,7 +164,9 @@ class LocalBlocks:
         centre = centres(prepared.grid) if task.wants_places else None
         taken = task.taken(prepared.sources, self._of.job.entry)
         dates = np.array([np.datetime64(date) for date in taken]) if taken else None
-        self._engine(spec, plan, [p.spec for p in prepared.products], feeds, batch, advance, centre, dates)
+        combine = {p.spec.name: p.combine for p in prepared.products if p.combine}
+        rest = (Told(centre, dates), Combining(combine, prepared.scene.folder))
+        self._engine(spec, plan, [p.spec for p in prepared.products], feeds, batch, advance, *rest)
 
     def begin(self, columns: Sequence[range], part: int, row: int) -> None:
         """Do nothing: rows are computed when they are asked for."""

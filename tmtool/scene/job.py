@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from tmtool import models
 from tmtool.errors import OutputError, UsageError
 from tmtool.files.writer import disk_bytes
-from tmtool.grid import BoolArray, FloatArray, Grid, Window
+from tmtool.grid import BoolArray, FloatArray, Grid, Tile, Window
 from tmtool.modality import Modality
 from tmtool.models import ModelEntry, ModelSpec
 from tmtool.models.device import Compute
@@ -22,7 +22,8 @@ from tmtool.products.product import Product
 from tmtool.settings import Extent, Reading, RunSettings, Tiling
 from tmtool.source import Reader, ShapeMask, Source, check_reading, grid_of, masked, on_grid, placed
 from tmtool.tasks import Task
-from tmtool.tiles.batches import Feed, load
+from tmtool.tiles.batches import Feed, TileInput, load
+from tmtool.tiles.draws import MEMORY_BYTES
 from tmtool.tiles.plan import TilePlan
 
 STRIPS_AHEAD = 2
@@ -137,11 +138,23 @@ class Prepared:
     @property
     def disk_bytes(self) -> int:
         """Upper bound of the disk needed while the scene runs."""
-        return sum(disk_bytes(self.plan.product_grid(self.grid, p.spec), [p.layout]) for p in self.products)
+        written = sum(disk_bytes(self.plan.product_grid(self.grid, p.spec), [p.layout]) for p in self.products)
+        return written + self._waiting_bytes
+
+    @property
+    def _waiting_bytes(self) -> int:
+        """Disk that draws need until they are combined: a row of tiles, and the rows that they share with the next."""
+        plan = self.plan
+        tiles = plan.counts[1] * plan.size**2 + 2 * plan.size * self.grid.shape[1]
+        return sum(4 * p.spec.channels * p.spec.draws * tiles for p in self.products if p.combine)
 
     def batch(self, tiles: int) -> int:
         """Return the tiles a batch where so many are wanted: no more than there are, but for pinned scenes, which agree with others."""
         return tiles if self.plan.pinned else min(tiles, len(self.plan))
+
+    def tiles_in_use(self) -> list[Tile]:
+        """Return the tiles that products are made from, in order."""
+        return list(self.plan.tiles(*self.plan.touching([p.spec for p in self.products])))
 
     @property
     def tile_count(self) -> int:
@@ -166,7 +179,8 @@ class Prepared:
         tile = sum(len(s.bands) * (self.plan.size // s.scale) ** 2 * 4 for s in self.sources.values())
         rows = 2 * self.plan.size + STRIPS_AHEAD * self.plan.tiling.stride
         held = sum(4 * p.spec.channels * rows * width // p.spec.scale**2 for p in self.products)
-        return cache + 16 * tile + held
+        combining = MEMORY_BYTES if any(p.combine for p in self.products) else 0
+        return cache + 16 * tile + held + combining
 
 
 def target(scene: Scene, product: Product) -> Path:
@@ -268,16 +282,23 @@ def estimate_seconds(job: Job, prepared: Prepared, tflops: float, share: float =
     return per_tile * prepared.tile_count * share / tflops
 
 
-def empty_share(job: Job, prepared: Prepared, samples: int = 64) -> float:
-    """Estimate the share of tiles without valid pixels, from at most `samples` tiles spread evenly over the scene."""
+@contextlib.contextmanager
+def tile_loader(job: Job, prepared: Prepared) -> Iterator[Callable[[Tile], TileInput]]:
+    """Give what reads a tile of a scene as the model sees it."""
     plan = prepared.plan
-    tiles, empty = list(plan.tiles(*plan.touching([p.spec for p in prepared.products]))), 0
-    index = np.unique(np.linspace(0, len(tiles) - 1, min(samples, len(tiles))).round().astype(int))
     with contextlib.ExitStack() as stack:
         readers = {m: stack.enter_context(Reader(s)) for m, s in prepared.sources.items()}
         feeds = {m: Feed(r.read, fill_of(job, r.source), r.source.scale) for m, r in readers.items()}
         if prepared.area:
             feeds[AREA] = area_feed(prepared.area)
+        yield lambda tile: load(tile, feeds, plan.shape, plan.delta)
+
+
+def empty_share(job: Job, prepared: Prepared, samples: int = 64) -> float:
+    """Estimate the share of tiles without valid pixels, from at most `samples` tiles spread evenly over the scene."""
+    tiles, empty = prepared.tiles_in_use(), 0
+    index = np.unique(np.linspace(0, len(tiles) - 1, min(samples, len(tiles))).round().astype(int))
+    with tile_loader(job, prepared) as loaded:
         for i in index.tolist():
-            empty += not load(tiles[i], feeds, plan.shape, plan.delta).pixels
+            empty += not loaded(tiles[i]).pixels
     return empty / len(index)

@@ -9,10 +9,11 @@ from tmtool.files.cog import COG
 from tmtool.files.geojson import PLACES, TEXTS
 from tmtool.files.writer import Format, Layout
 from tmtool.grid import Grid, OutputSpec
-from tmtool.modality import MODALITIES, find
+from tmtool.modality import MODALITIES, Modality, find
 from tmtool.models import Generation, ModelEntry, ModelSpec, Request, Sampling
 from tmtool.models.card import Given
 from tmtool.models.text import SEQUENCES, check
+from tmtool.products.draws import BESIDE_A_MEAN, of_draws
 from tmtool.products.product import Product, pixels_of
 from tmtool.provenance import Provenance
 from tmtool.source import Source
@@ -38,7 +39,7 @@ class Generate(Task):
     def suffixes(cls) -> str:
         """Return a regular expression of its products' suffixes."""
         made = [name for name, m in MODALITIES.items() if m.token_key or not m.raw_key]  # not what is input only
-        return "|".join((*made, *SEQUENCES))
+        return f"({'|'.join((*made, *SEQUENCES))})(_({'|'.join(BESIDE_A_MEAN)}))?"
 
     @classmethod
     def formats(cls) -> tuple[Format, ...]:
@@ -77,6 +78,10 @@ class Generate(Task):
         if not self.outputs:
             raise UsageError("--out names no modality.")
         self.sampling.check()
+        if self.sampling.samples > 1 and (said := [m for m in self.outputs if m in SEQUENCES]):
+            raise UsageError(
+                f"--samples {self.sampling.samples}: {', '.join(said)} has no mean; leave it out of --out."
+            )
 
     def check_source(self, source: Source, model: str, entry: ModelEntry) -> None:
         """Raise `InputError` if the model does not take a raster, or would have to make the same."""
@@ -94,8 +99,15 @@ class Generate(Task):
 
     def products(self, spec: ModelSpec, entry: ModelEntry) -> tuple[Product, ...]:
         """Return a raster a modality, and a table a sequence."""
-        made = (_said(m) if m in SEQUENCES else pixels_of(entry.modalities[m]) for m in self.outputs)
+        made = (
+            product
+            for m in self.outputs
+            for product in ((_said(m),) if m in SEQUENCES else self._pixels(entry.modalities[m]))
+        )
         return tuple(replace(product, format=_format_of(product.modality, self.format)) for product in made)
+
+    def _pixels(self, modality: Modality) -> tuple[Product, ...]:
+        return of_draws(pixels_of(modality), modality, self.sampling.samples)
 
 
 def output_named(name: str) -> str:

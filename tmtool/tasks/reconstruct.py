@@ -13,6 +13,7 @@ from tmtool.grid import BoolArray, Window
 from tmtool.modality import MODALITIES, OUTPUTS, Modality
 from tmtool.models import Decoding, ModelEntry, ModelSpec, Moments, Request, Sampling
 from tmtool.models.card import Given
+from tmtool.products.draws import BESIDE_A_MEAN, of_draws
 from tmtool.products.metrics import Comparison, comparison_text
 from tmtool.products.product import Measuring, Product, pixels_of
 from tmtool.provenance import Provenance, weights_text
@@ -33,7 +34,7 @@ class Reconstruct(Task):
     @classmethod
     def suffixes(cls) -> str:
         """Return a regular expression of its products' suffixes."""
-        return f"({'|'.join(MODALITIES)})_rec"
+        return f"({'|'.join(MODALITIES)})_rec(_({'|'.join(BESIDE_A_MEAN)}))?"
 
     @classmethod
     def gives(cls, entry: ModelEntry, made: Provenance) -> tuple[Given, ...]:
@@ -69,7 +70,8 @@ class Reconstruct(Task):
 
     def products(self, spec: ModelSpec, entry: ModelEntry) -> tuple[Product, ...]:
         """Return the pixels, compared with the input."""
-        return tuple(_reconstruction(entry.modalities[m], entry.moments(entry.modalities[m])) for m in spec.outputs)
+        (modality,) = (entry.modalities[m] for m in spec.outputs)
+        return of_draws(_reconstruction(modality, entry.moments(modality)), modality, self.sampling.samples)
 
     def encoding(self, source: Source) -> Task | None:
         """Return what makes the tokens of a raster of pixels."""

@@ -138,18 +138,22 @@ def _end(strip: Strip) -> int:
     return strip.row + len(strip.valid)
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a model is told of tiles if it wants it: `lonlat` gives a tile's centre, and `dates` `(T,)` are those of all inputs."""
+
+    lonlat: Callable[[Tile], tuple[float, float]] | None = None
+    dates: NDArray[np.datetime64] | None = None
+
+
 def collate(
-    tiles: Sequence[TileInput],
-    batch_size: int,
-    lonlat: Callable[[Tile], tuple[float, float]] | None = None,
-    dates: NDArray[np.datetime64] | None = None,
-    position: tuple[int, int] = (0, 0),
+    tiles: Sequence[TileInput], batch_size: int, told: Told | None = None, position: tuple[int, int] = (0, 0)
 ) -> TileBatch:
     """Stack tiles to a batch of exactly `batch_size`, the last tile repeated: the same shape gives the same bits.
 
-    `lonlat` gives the centre of a tile, and `dates` `(T,)` are those of all, where the model wants them; `position` is that
-    of the plan's corner, from which noise is counted.
+    `position` is that of the plan's corner, from which noise is counted.
     """
+    lonlat, dates = (told.lonlat, told.dates) if told else (None, None)
     padded = [*tiles, *[tiles[-1]] * (batch_size - len(tiles))]
     return TileBatch(
         pixels={m: np.stack([t.pixels[m] for t in padded]) for m in tiles[0].pixels},

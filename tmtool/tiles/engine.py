@@ -2,19 +2,18 @@
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tmtool.grid import BoolArray, FloatArray, OutputSpec, Strip, Tile, TileBatch
+from tmtool.grid import BoolArray, FloatArray, OutputSpec, Placement, Strip, Tile, TileBatch
 from tmtool.models import TileModel
 from tmtool.products.product import Product
 from tmtool.tiles._lanes import Lanes
-from tmtool.tiles.batches import Feed, RollingRows, TileInput, collate, load, read_ahead
+from tmtool.tiles._spool import Spool
+from tmtool.tiles.batches import Feed, RollingRows, TileInput, Told, collate, load, read_ahead
+from tmtool.tiles.draws import Combining, DrawsStitcher, drawn
 from tmtool.tiles.plan import TilePlan, hull
 from tmtool.tiles.stitch import Stitcher
 
@@ -27,10 +26,13 @@ _MOST_PASSED = 4096
 """Empty tiles that may overtake those that wait for a full batch or its results, before results are waited for."""
 
 _Made = tuple[Tile, BoolArray, Mapping[str, Any] | None]
-"""A tile, its validity, and the model's outputs for it, or None for an empty one."""
+"""A tile, its validity, and the model's outputs for it (of several draws `Drawn`), or None for an empty one."""
 
-_Called = tuple[list[tuple[Tile, BoolArray]], Mapping[str, Any], float]
-"""The tiles of a batch, their outputs, and the seconds that the model took."""
+_Called = tuple[list[tuple[Tile, BoolArray]], Sequence[Mapping[str, Any]], float]
+"""The tiles of a batch, the outputs of each, and the seconds that the model took."""
+
+_Strips = tuple[tuple[OutputSpec, Strip], ...]
+"""The same rows of all outputs that are stitched together."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,10 @@ class Engine:
     """Takes tiles through reading, the model and stitching.
 
     `models` are copies of one model, each of which takes batches on its own thread while results are stitched on this
-    one. `feeds` say how to read each input, `advance` is called with the number of tiles done. `lonlat` gives a tile's
-    centre, and `dates` `(T,)` are when the inputs were taken, for models that want them. Afterwards `empty_tiles` says what was
-    spared, `model_seconds` what the models took, all together, `read_seconds` and `wait_seconds` for how long stitching
-    waited for input and for the models.
+    one. `feeds` say how to read each input, `advance` is called with the number of tiles done. Models are `told` what they
+    want to know of tiles. `combining` says how outputs are made of several draws. Afterwards `empty_tiles` says what was spared,
+    `model_seconds` what the models took, all together, `read_seconds` and `wait_seconds` for how long stitching waited for input
+    and for the models.
     """
 
     def __init__(
@@ -72,11 +74,12 @@ class Engine:
         models: Sequence[TileModel],
         batch: int = 1,
         advance: Callable[[int], None] = lambda _: None,
-        lonlat: Callable[[Tile], tuple[float, float]] | None = None,
-        dates: NDArray[np.datetime64] | None = None,
+        told: Told | None = None,
+        combining: Combining | None = None,
     ) -> None:
+        self.combining, self.draws = combining or Combining(), max(spec.draws for spec in specs)
         self.plan, self.specs, self.feeds, self.models, self.batch = plan, specs, feeds, models, batch
-        self.advance, self.lonlat, self.dates = advance, lonlat, dates
+        self.advance, self.told = advance, told
         self.empty_tiles, self.model_seconds, self.read_seconds, self.wait_seconds = 0, 0.0, 0.0, 0.0
 
     def strips(
@@ -102,40 +105,48 @@ class Engine:
         if not tile_rows:
             return
         tiles = list(plan.tiles(tile_rows, tile_cols))
-        stitchers = [Stitcher(s, c, r, plan.delta) for s, r, c in asked]
-        with closing(self._model_outputs(tiles)) as made:
-            yield from self._stitched(made, stitchers, tile_rows, tile_cols)
-        yield Block(rows.stop, [(s.spec, strip) for s in stitchers for strip in s.finish()])
+        with ExitStack() as stack:
+            spool = stack.enter_context(Spool(self.combining.folder)) if self.draws > 1 else None
+            stitching = [self._stitching(s, (c, r), (tile_rows, tile_cols), spool) for s, r, c in asked if not s.of]
+            made = stack.enter_context(closing(self._model_outputs(tiles, spool)))
+            yield from self._stitched(made, stitching, tile_rows, tile_cols)
+            yield Block(rows.stop, [pair for one in stitching for strips in one.finish() for pair in strips])
+
+    def _stitching(
+        self, spec: OutputSpec, spans: tuple[range, range], tiles: tuple[range, range], spool: Spool | None
+    ) -> "Stitching":
+        """Return what stitches an output, and what else is made of the model's output of that name."""
+        if spool is None:
+            return _OneByOne(Stitcher(spec, *spans, self.plan.delta))
+        rows, cols = tiles
+        length = self.plan.shape[0]
+        tops = [self.plan.kept(i, length, spec)[0] for i in rows]
+        specs = [spec, *(s for s in self.specs if s.of == spec.name)]
+        return DrawsStitcher(specs, self.combining.combine[spec.name], spans, tops, len(cols), spool)
 
     def _stitched(
-        self,
-        made: Iterable[_Made],
-        stitchers: Sequence[Stitcher],
-        tile_rows: range,
-        tile_cols: range,
+        self, made: Iterable[_Made], stitching: Sequence["Stitching"], tile_rows: range, tile_cols: range
     ) -> Iterator["Block"]:
         """Yield the blocks that tiles make final, but for the last rows."""
         for tile, valid, outputs in made:
             number = (tile.tile_row - tile_rows.start) * len(tile_cols) + tile.tile_col - tile_cols.start
-            finished = []
-            for stitcher in stitchers:
-                spec = stitcher.spec
+            final = []
+            for one in stitching:
+                spec = one.specs[0]
                 values = None if outputs is None or not spec.channels else outputs[spec.name]
-                finished.append(stitcher.add(number, self.plan.place(tile, spec), values, valid))
-            yield from self._as_blocks(finished)
+                final.append(one.add(number, self.plan.place(tile, spec), values, valid))
+            yield from self._as_blocks(final)
 
-    def _as_blocks(self, finished: Sequence[Iterator[Strip]]) -> Iterator["Block"]:
+    def _as_blocks(self, final: Sequence[Iterator[_Strips]]) -> Iterator["Block"]:
         """Yield a block for each row of tiles that is final now: all outputs have a strip of it.
 
         One after the other: after many empty tiles there are more than memory would hold.
         """
-        for strips in zip(*finished, strict=True):
-            ends = [
-                (strip.row + len(strip.valid)) * self.plan.side(s) for s, strip in zip(self.specs, strips, strict=True)
-            ]
-            yield Block(min(ends), list(zip(self.specs, strips, strict=True)))
+        for rows in zip(*final, strict=True):
+            strips = [pair for together in rows for pair in together]
+            yield Block(min((strip.row + len(strip.valid)) * self.plan.side(s) for s, strip in strips), strips)
 
-    def _model_outputs(self, tiles: Sequence[Tile]) -> Generator[_Made, None, None]:
+    def _model_outputs(self, tiles: Sequence[Tile], spool: Spool | None) -> Generator[_Made, None, None]:
         """Yield every tile with the model's outputs for it, or None for an empty one."""
         load_tile = partial(load, feeds=self.feeds, shape=self.plan.shape, delta=self.plan.delta)
         threads = 0 if any(feed.computed for feed in self.feeds.values()) else _READ_THREADS
@@ -143,7 +154,7 @@ class Engine:
         passed = self.empty_tiles
         # what the lanes have in hand is read ahead already
         reading = read_ahead(load_tile, tiles, depth=len(self.models) * self.batch + 2, threads=threads)
-        with closing(reading) as items, Lanes([partial(self._call, model) for model in self.models]) as lanes:
+        with closing(reading) as items, self._lanes(spool) as lanes:
             while (item := self._next(items, threads)) is not None:
                 if item.pixels:
                     waiting.append(item)
@@ -164,6 +175,9 @@ class Engine:
             while len(lanes):
                 yield from self._take(lanes)
 
+    def _lanes(self, spool: Spool | None) -> "Lanes[Sequence[TileInput], _Called]":
+        return Lanes([partial(self._call, model, spool) for model in self.models])
+
     def _next(self, items: Iterator[TileInput], threads: int) -> TileInput | None:
         """Return the next tile, or None after the last; time spent on waiting for readers counts as reading."""
         start = time.monotonic()
@@ -171,22 +185,55 @@ class Engine:
         self.read_seconds += time.monotonic() - start if threads else 0.0
         return item
 
-    def _call(self, model: TileModel, items: Sequence[TileInput]) -> _Called:
+    def _call(self, model: TileModel, spool: Spool | None, items: Sequence[TileInput]) -> _Called:
         """Put tiles through a model, on its lane."""
-        batch = collate(items, self.batch, self.lonlat, self.dates, self.plan.position)
+        batch = collate(items, self.batch, self.told, self.plan.position)
         start = time.monotonic()
-        outputs = model(batch)
-        return [(item.tile, item.valid) for item in items], outputs, time.monotonic() - start
+        each: Sequence[Mapping[str, Any]]
+        if spool is None:
+            outputs = model(batch)
+            each = [{name: values[i] for name, values in outputs.items()} for i in range(len(items))]
+        else:
+            each = drawn(model, batch, len(items), self.draws, spool)
+        return [(item.tile, item.valid) for item in items], each, time.monotonic() - start
 
     def _take(self, lanes: "Lanes[Sequence[TileInput], _Called]") -> Iterator[_Made]:
         """Wait for the oldest batch, and yield its tiles."""
         start = time.monotonic()
-        tiles, outputs, seconds = lanes.take()
+        tiles, each, seconds = lanes.take()
         self.wait_seconds += time.monotonic() - start
         self.model_seconds += seconds
         self.advance(len(tiles))
-        for i, (tile, valid) in enumerate(tiles):
-            yield tile, valid, {name: values[i] for name, values in outputs.items()}
+        for (tile, valid), outputs in zip(tiles, each, strict=True):
+            yield tile, valid, outputs
+
+
+class Stitching(Protocol):
+    """What stitches the outputs `specs`, the first of which the model makes."""
+
+    specs: Sequence[OutputSpec]
+
+    def add(self, index: int, place: Placement, values: Any, valid: BoolArray) -> Iterator[_Strips]:
+        """Take a tile, and yield the rows of all outputs that are final now."""
+        ...
+
+    def finish(self) -> Iterator[_Strips]:
+        """Yield the rows still held."""
+        ...
+
+
+class _OneByOne:
+    """Stitches one output."""
+
+    def __init__(self, stitcher: Stitcher) -> None:
+        self.specs: Sequence[OutputSpec] = (stitcher.spec,)
+        self._stitcher = stitcher
+
+    def add(self, index: int, place: Placement, values: Any, valid: BoolArray) -> Iterator[_Strips]:
+        return (((self._stitcher.spec, strip),) for strip in self._stitcher.add(index, place, values, valid))
+
+    def finish(self) -> Iterator[_Strips]:
+        return (((self._stitcher.spec, strip),) for strip in self._stitcher.finish())
 
 
 @contextmanager

@@ -43,9 +43,10 @@ class Stitcher:
         while self._next in self._waiting:
             place, values, held = self._waiting.pop(self._next)
             self._next += 1
-            if place.window.row > self._top:
-                yield from self._emit(place.window.row)
-                self._grow(place.window.row, place.window.height)
+            top, height = place.window.row, place.window.height
+            if top > self._top or top + height > self._top + self._values.shape[1]:
+                yield from self._emit(top)
+                self._grow(top, height)
             self._accumulate(place, values, held)
 
     def finish(self) -> Iterator[Strip]:
@@ -53,6 +54,23 @@ class Stitcher:
         if self._waiting:
             raise ValueError(f"tile {self._next} of {self.spec.name} never came; waiting: {sorted(self._waiting)[:5]}")
         yield from self._emit(self.rows.stop)
+
+    def final(self, stop: int) -> Iterator[Strip]:
+        """Yield the rows up to product row `stop`, to which no tile will be added, and hold only those below."""
+        yield from self._emit(stop)
+        if self._top >= 0 and stop > self._top:
+            drop = min(stop - self._top, self._values.shape[1])
+            self._values, self._valid = self._values[:, drop:].copy(), self._valid[drop:].copy()
+            self._top = stop
+
+    @property
+    def held(self) -> tuple[NDArray[Any], BoolArray]:
+        """The rows that are held, `(channels, h, w)`, and their validity `(h, w)`; who takes them away puts them back."""
+        return self._values, self._valid
+
+    @held.setter
+    def held(self, rows: tuple[NDArray[Any], BoolArray]) -> None:
+        self._values, self._valid = rows
 
     def _cells(self, valid: BoolArray) -> BoolArray:
         """Validity of a tile in product px: a cell is valid if any of its pixels is."""

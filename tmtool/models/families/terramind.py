@@ -79,14 +79,14 @@ class TerraMind(ModelEntry):
         """Estimate the arithmetic of one tile of `size` px: decoders as counted, all else two operations a parameter and token."""
         request = spec.request
         encoded = len(spec.tokenised) if request.by_core else 1
-        dense = self.parameters_m * len(request.drawn) + self.tokenizer_m[0] * encoded
+        draws = request.sampling.samples
+        dense = self.parameters_m * len(request.drawn) * draws + self.tokenizer_m[0] * encoded
         if isinstance(request, Embedding):
             dense += self.parameters_m / 2 * len(spec.inputs)
         classes = sum(bool(self.modalities[m].classes) for m in request.decoded)
         steps = request.sampling.steps * (len(request.decoded) - classes)
-        return (2 * dense * 1e6 * 256 / 1e12 + self.classes_tflop * classes + self.step_tflop * steps) * (
-            size / 256
-        ) ** 2
+        decoded = (self.classes_tflop * classes + self.step_tflop * steps) * draws
+        return (2 * dense * 1e6 * 256 / 1e12 + decoded) * (size / 256) ** 2
 
     def parameters_of(self, spec: ModelSpec) -> float:
         """Return about how many parameters a job loads, in millions."""

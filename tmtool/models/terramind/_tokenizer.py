@@ -41,4 +41,6 @@ class Decoder(Base):
         (name,) = self.spec.outputs
         tokens = self.sent(batch.pixels[name][:, 0]).long()
         cells = CellGrid.of(batch, tokens.shape[-1] * TOKEN_PX, self.noise_device)
+        if cells.tiles is not None:
+            tokens = tokens[cells.tiles.to(tokens.device)]
         return self.fetched({name: decode(self, name, self.tokenizer, tokens, cells)})  # type: ignore[arg-type]

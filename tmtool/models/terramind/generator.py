@@ -20,6 +20,9 @@ from tmtool.models.terramind._sampling import SOLVERS, draw_tokens, linear_sched
 from tmtool.models.terramind._sequences import chooser, draw_sequence, packed
 from tmtool.models.text import SEQUENCES, START, Vocabulary
 
+Context = tuple[Tensor, Tensor | None]
+"""What the decoder sees, `(B, N, D)`, and which of it is padding, `(B, N)`, or None if nothing is."""
+
 
 class Drawer(InputEmbedding):
     """Draws the tokens of outputs, each conditioned on the inputs and on the outputs before it.
@@ -37,13 +40,22 @@ class Drawer(InputEmbedding):
         self.core: Any = core
         self.vocabularies = vocabularies or {}
         super().__init__(self.core.encoder_embeddings, tokenizers, spec)
+        self._encoded: tuple[list[Embeddings], Context] | None = None
 
     def draw(self, seen: list[Embeddings], cells: CellGrid) -> dict[str, Tensor]:
         """Return the tokens of every output, int64: `(B, h, w)`, or `(B, length)` of a sequence.
 
-        Each output but the last is added to `seen`. A sequence among them is seen as one that begins until it is drawn,
-        as in terratorch.
+        Each output but the last is seen by those after it. A sequence among them is seen as one that begins until it is drawn,
+        as in terratorch. Of several draws of a tile `seen` holds one: its encoding is kept as long as the list is the same.
         """
+        first: Context | None = None
+        if cells.tiles is None:
+            seen = list(seen)
+        else:
+            tiles = cells.tiles.to(self.device)
+            context, hidden = self._context_of(seen)
+            first = context[tiles], None if hidden is None else hidden[tiles]
+            seen = [part.at(tiles) for part in seen]
         drawn: dict[str, Tensor] = {}
         earlier = self.spec.outputs[:-1]
         begun = {m: self._embed_bodies(m, [[START]] * cells.shape[0], 1) for m in earlier if m in SEQUENCES}
@@ -52,7 +64,8 @@ class Drawer(InputEmbedding):
             if name in SEQUENCES:
                 drawn[name] = self._draw_sequence(name, known, cells)
             else:
-                drawn[name] = self._draw_modality(self.spec.modality(name), known, cells).reshape(cells.shape)
+                drawn[name] = self._draw_modality(self.spec.modality(name), known, cells, first).reshape(cells.shape)
+            first = None
             if name in earlier:
                 begun.pop(name, None)
                 seen.append(self._embed_drawn(name, drawn[name]))
@@ -71,45 +84,58 @@ class Drawer(InputEmbedding):
         choose = chooser(self.spec.request.sampling, self.spec.seed, name, *cells.origins)
         return draw_sequence(self.core, SEQUENCES[name], *self._context(seen), choose)
 
-    def _draw_modality(self, modality: Modality, seen: list[Embeddings], cells: "CellGrid") -> Tensor:
-        """Draw the tokens of one output, `(B, N)`: all at once, or in several steps that see what was drawn before."""
+    def _context_of(self, seen: list[Embeddings]) -> "Context":
+        """Return the context of a list of inputs, which is kept for the next call with the same."""
+        if self._encoded is None or self._encoded[0] is not seen:
+            self._encoded = (seen, self._context(seen))
+        return self._encoded[1]
+
+    def _draw_modality(
+        self, modality: Modality, seen: list[Embeddings], cells: "CellGrid", first: "Context | None" = None
+    ) -> Tensor:
+        """Draw the tokens of one output, `(B, N)`: all at once, or in several steps that see what was drawn before.
+
+        `first` is the context of what is seen, if it is known already.
+        """
         sampling, seed = self.spec.request.sampling, self.spec.seed
         count = cells.rows.shape[1]
         tokens = torch.zeros(cells.rows.shape, dtype=torch.int64, device=self.device)
         schedule = linear_schedule(sampling.decoding_steps, count)
-        rank = cells.order(noise.key_of(seed, modality.name, "order")).to(self.device)
+        rank = cells.order(cells.key(seed, modality.name, "order")).to(self.device)
         done = 0
         for step, size in enumerate(schedule):
             target = rank[:, done : done + size] if len(schedule) > 1 else None
             known = rank[:, :done] if done else None
-            logits = self._logits(modality, seen, tokens, known, target)
-            key = noise.key_of(seed, modality.name, "token", step)
+            context = (
+                first if first is not None and known is None else self._context_with(modality, seen, tokens, known)
+            )
+            logits = self._logits(modality, tokens, target, context)
+            key = cells.key(seed, modality.name, "token", step)
             drawn = _draw(logits.float(), sampling, cells, target, key)
             tokens = drawn if target is None else tokens.scatter(1, target, drawn)
             done += size
         return tokens
 
-    def _logits(
-        self,
-        modality: Modality,
-        seen: list[Embeddings],
-        tokens: Tensor,
-        known: Tensor | None,
-        target: Tensor | None,
-    ) -> Tensor:
-        """Return logits `(B, n, V)` of the cells `target` (None: all), given the inputs and the cells `known`."""
+    def _context_with(
+        self, modality: Modality, seen: list[Embeddings], tokens: Tensor, known: Tensor | None
+    ) -> "Context":
+        """Return the context of what is seen, and of the cells `known` of the modality itself."""
         if known is not None:
             x, code, _ = self.embed_tokens(modality.token_key, tokens)
             seen = [*seen, Embeddings(_take(x, known), _take(code, known))]
-        context, hidden = self._context(seen)
+        return self._context(seen)
+
+    def _logits(self, modality: Modality, tokens: Tensor, target: Tensor | None, given: "Context") -> Tensor:
+        """Return logits `(B, n, V)` of the cells `target` (None: all) in a context."""
+        context, hidden = given
         mask = None if hidden is None else hidden[:, None]
         head = self.core.decoder_embeddings[modality.token_key]
         query = head.forward_embed({"tensor": tokens})["emb"]
         y = self.core.mask_token + (query if target is None else _take(query, target))
         return head.forward_logits(self.core.forward_decoder(y, context, mask, None))  # type: ignore[no-any-return]
 
-    def _context(self, seen: list[Embeddings]) -> tuple[Tensor, Tensor | None]:
-        """Return what the decoder sees, `(B, N, D)`, and which of it is padding, `(B, N)`, or None if nothing is."""
+    def _context(self, seen: list[Embeddings]) -> "Context":
+        """Return the context of inputs."""
         x, code = (torch.cat(parts, dim=1) for parts in zip(*((part.x, part.code) for part in seen), strict=True))
         hidden = None
         if any(part.hidden is not None for part in seen):
@@ -137,21 +163,30 @@ class Generator(Drawer):
     ) -> None:
         super().__init__(core, tokenizers, spec, vocabularies)
         self.coords = coords
+        self._embedded_last: tuple[Any, list[Embeddings]] | None = None
 
     @torch.inference_mode()
     def __call__(self, batch: TileBatch) -> dict[str, NDArray[Any]]:
         """Return each output `(B, channels, S, S)` float32: values in the modality's unit, logits for LULC.
 
-        Of a sequence what it says, `(B, channels, 1, 1)` as `tmtool.files.sayings` has it.
+        Of a sequence what it says, `(B, channels, 1, 1)` as `tmtool.files.sayings` has it. Inputs are embedded and encoded once
+        for consecutive batches of draws of the same pixels.
         """
         cells = CellGrid.of(batch, next(iter(batch.pixels.values())).shape[-1], self.noise_device)
         with self.autocast():
-            seen = [self.embed_input(m, values) for m, values in batch.pixels.items()]
-            seen += self.embed_lonlat(self.coords, batch.lonlat)
-            tokens = self.draw(seen, cells)
+            tokens = self.draw(self._seen(batch), cells)
         found = {m: decode(self, m, self.tokenizers[m], tokens[m], cells) for m in self.spec.request.decoded}
         said = {m: self._said(m, tokens[m]) for m in self.vocabularies}
         return self.fetched(found) | said
+
+    def _seen(self, batch: TileBatch) -> list[Embeddings]:
+        if batch.draws is not None and self._embedded_last is not None and self._embedded_last[0] is batch.pixels:
+            return self._embedded_last[1]
+        seen = [self.embed_input(m, values) for m, values in batch.pixels.items()]
+        seen += self.embed_lonlat(self.coords, batch.lonlat)
+        if batch.draws is not None:
+            self._embedded_last = (batch.pixels, seen)
+        return seen
 
     def _said(self, name: str, tokens: Tensor) -> NDArray[Any]:
         """Return what a sequence's tokens `(B, length)` say."""
@@ -180,7 +215,7 @@ def _decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells:
     if modality.classes:
         with model.autocast():
             return tokenizer.decode_quant(quant).float()
-    key = noise.key_of(model.spec.seed, name, "diffusion")
+    key = cells.key(model.spec.seed, name, "diffusion")
     # with the strides of what comes after it, whatever it was cut from: compiled networks are made for them
     start = cells.normal(key, len(modality.bands)).to(model.device).clone(memory_format=torch.contiguous_format)
 
@@ -196,16 +231,19 @@ def _decode(model: Base, name: str, tokenizer: Tokenizer, tokens: Tensor, cells:
     return x * std + mean
 
 
-def _draw(logits: Tensor, sampling: Sampling, cells: CellGrid, target: Tensor | None, key: tuple[int, int]) -> Tensor:
+def _draw(logits: Tensor, sampling: Sampling, cells: CellGrid, target: Tensor | None, key: noise.Key) -> Tensor:
     """Draw tokens `(B, n)` for logits `(B, n, V)` with the noise of their own cells."""
     rows, cols = cells.rows, cells.cols
     if target is not None:
         rows, cols = (v.gather(1, target.to(v.device)) for v in (rows, cols))
+    count = rows.shape[1]
     rows, cols = rows.reshape(-1, 1), cols.reshape(-1, 1)
 
     def gumbel(at: Tensor, codes: Tensor) -> Tensor:
         at = at.to(rows.device)
-        return noise.gumbel(key, rows[at], cols[at], codes.to(rows.device), logits.shape[-1]).to(codes.device)
+        return noise.gumbel(
+            cells.key_at(key, at, count), rows[at], cols[at], codes.to(rows.device), logits.shape[-1]
+        ).to(codes.device)
 
     return draw_tokens(logits.flatten(0, 1), sampling, gumbel).reshape(logits.shape[:2])
 
