@@ -523,6 +523,28 @@ def test_the_value_under_the_pointer_is_the_files(
         assert seen == {"x_NDVI", "x_LULC", "x_S2L2A_tokens", "no data"}
 
 
+def test_numbers_of_all_types(browser: Any, tmp_path: Path) -> None:
+    """Each is a scene of its own, as nothing says what it is; alone, a raster is swiped with itself."""
+    kinds = ("float64", "int16", "int64", "int8", "uint32")
+    rng, wanted = np.random.default_rng(3), {}
+    for kind in kinds:
+        values = rng.integers(-(2**63), 2**63 - 1, (1, 20, 30)).astype(np.int64).view("u8").astype(kind)
+        values = rng.normal(size=(1, 20, 30)) * 1e-9 if kind == "float64" else values
+        product(tmp_path / f"{kind}.tif", values)
+        wanted[kind] = values[0]
+    paths = [tmp_path / f"{kind}.tif" for kind in kinds]
+    assert preview(*paths, "--html", tmp_path / "page.html").exit_code == 0
+    with Tab(browser, tmp_path / "page.html") as tab:
+        for kind in kinds:
+            tab.page.get_by_role("button", name=kind, exact=True).click()
+            tab.page.mouse.move(*tab.at(0.45, 0.4))
+            ((name, where, values),) = tab.readings()
+            assert name == kind
+            row, col = (int(word) for word in re.findall(r"\d+", where)[:2])
+            read = float if kind == "float64" else int
+            assert read(values["band 1"]) == wanted[kind][row, col]
+
+
 def test_the_map_is_read_by_keys(browser: Any, folder: Path, tmp_path: Path) -> None:
     assert preview(folder / "out", "--html", tmp_path / "page.html", "--size", 100).exit_code == 0
     with Tab(browser, tmp_path / "page.html") as tab:

@@ -167,6 +167,8 @@ def _add_inputs(scene: Shown, look: Look) -> None:
             found.append(input_layer(source, place, look))
         except TmtoolError as error:
             scene.notes.append(f"The input {name} is not shown. {error}")
+            if look.beside:
+                _log.warning("%s: %s", scene.name, scene.notes[-1])
     scene.layers[:0] = found
 
 
