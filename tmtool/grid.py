@@ -96,6 +96,8 @@ class OutputSpec:
     """How many draws of the model's output it is made from."""
     of: str = ""
     """The model's output that it is made from, where that has another name."""
+    seams: Literal["", "values", "classes"] = ""
+    """What is compared where tiles overlap: values, or the likeliest classes."""
 
     @property
     def output(self) -> str:
@@ -107,12 +109,13 @@ class OutputSpec:
 class Placement:
     """Where a tile's kept part lies in the product: `window` in product px, and its `share` of each, `(h, w)` float32.
 
-    The kept part starts `offset` product px into the tile's own output.
+    The kept part starts `offset` product px into the tile's own output. `tile` is the tile's row and column.
     """
 
     window: Window
     offset: int
     share: FloatArray
+    tile: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -147,13 +150,14 @@ class Draws:
 class Strip:
     """Finished rows of one output: `values` `(C, h, w)` in the spec's dtype, `valid` `(h, w)`, from product row `row`.
 
-    They begin at product column `col`.
+    They begin at product column `col`. `overlaps` is how far tiles differ there (`tmtool.tiles.overlaps`), where that is measured.
     """
 
     row: int
     values: NDArray[Any]
     valid: BoolArray
     col: int = 0
+    overlaps: Any = None
 
 
 def at(transform: Affine, xs: Any, ys: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

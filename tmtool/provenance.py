@@ -24,6 +24,7 @@ _BESIDE_THE_PIXELS = (
         "warning",
         "acquired",
         "baselines",
+        "seams",
         "items",
         "platforms",
     ),

@@ -29,6 +29,8 @@ class Record:
     varies: bool
     """Whether the input's valid pixels seen so far vary."""
     part: int = 0
+    overlaps: Mapping[str, str] = field(default_factory=dict)
+    """How far tiles differ in those rows, by output."""
 
 
 @dataclass

@@ -23,7 +23,7 @@ def of_draws(product: Product, modality: Modality, draws: int) -> tuple[Product,
     if draws == 1:
         return (product,)
     name = modality.name
-    whole = OutputSpec(name, modality.channels, draws=draws)
+    whole = replace(product.spec, draws=draws)
     if modality.classes:
         names = tuple(label for label, _ in modality.classes)
         beside = {
@@ -44,7 +44,7 @@ def of_draws(product: Product, modality: Modality, draws: int) -> tuple[Product,
 
 
 def _beside(product: Product, whole: OutputSpec, ending: str, layout: Layout) -> Product:
-    spec = replace(whole, name=f"{whole.name}_{ending}", channels=len(layout.bands), of=whole.name)
+    spec = replace(whole, name=f"{whole.name}_{ending}", channels=len(layout.bands), of=whole.name, seams="")
     return Product(
         suffix=f"{product.suffix}_{ending}",
         modality=product.modality,

@@ -72,7 +72,7 @@ def pixels_of(modality: Modality) -> Product:
     return Product(
         suffix=modality.name,
         modality=modality.name,
-        spec=OutputSpec(modality.name, modality.channels),
+        spec=OutputSpec(modality.name, modality.channels, seams="classes" if modality.classes else "values"),
         layout=Layout(
             bands=modality.bands,
             dtype=modality.dtype,

@@ -20,6 +20,8 @@ from tmtool.products.product import Measure, Product, check_statistics
 from tmtool.provenance import Provenance, differences
 from tmtool.scene.job import STRIPS_AHEAD, Prepared, target
 from tmtool.tiles.engine import Block, Watch, finished
+from tmtool.tiles.overlaps import Overlaps
+from tmtool.tiles.seams import BorderSteps, Seams, seams_of, tile_map
 from tmtool.tiles.stitch import SceneMean
 
 _log = logging.getLogger("tmtool")
@@ -71,6 +73,9 @@ class SceneWriter:
         self._journal = Journal(path, header)
         self._stack = ExitStack()
         self._measures: dict[str, Measure] = {}
+        seamed = [p for p in self._products.values() if p.spec.seams]
+        self._steps = {p.spec.name: BorderSteps(plan, p.spec, len(p.layout.bands)) for p in seamed}
+        self._overlaps: dict[str, list[Overlaps]] = {name: [] for name in self._steps}
         self._pending: deque[Future[None]] = deque()
         self._stopped, self._commit = False, threading.Lock()
         self.wait_seconds = 0.0
@@ -183,6 +188,8 @@ class SceneWriter:
                     )
                     return False
                 read_back.append((name, Strip(rows.start, values, valid, cols.start)))
+        for name, text in record.overlaps.items():
+            self._overlaps[name].append(Overlaps.parse(text))
         for name, strip in read_back:
             self._writers[name].count(strip.values, strip.valid)
             self._measure_rows(name, strip)
@@ -200,9 +207,14 @@ class SceneWriter:
                 self._means[output.name].add(strip)
             else:
                 self._write_strip(output.name, strip)
+            if strip.overlaps is not None:
+                self._overlaps[output.name].append(strip.overlaps)
         if self._journalled:
             sums = {p.suffix: self._writers[name].checkpoint() for name, p in self._products.items()}
-            self._journal.add(Record(block.row, sums, self._watch.varies, part))
+            apart = {
+                o.name: s.overlaps.text() for o, s in block.strips if s.overlaps is not None and len(s.overlaps.counts)
+            }
+            self._journal.add(Record(block.row, sums, self._watch.varies, part, apart))
 
     def _write_strip(self, name: str, strip: Strip) -> None:
         top, left = (0, 0) if name in self._means else self._corners[name]
@@ -210,17 +222,30 @@ class SceneWriter:
         self._measure_rows(name, strip)
 
     def _measure_rows(self, name: str, strip: Strip) -> None:
-        if name in self._measures and len(self.columns) == 1:  # else whole rows are there at the end only
-            self._measures[name].add(strip.row, strip.values, strip.valid)
+        if len(self.columns) == 1:  # else whole rows are there at the end only
+            for measure in self._measuring(name):
+                measure.add(strip.row, strip.values, strip.valid)
+
+    def _measuring(self, name: str) -> list[Any]:
+        """Return what takes the rows of a product as they are written."""
+        return [of[name] for of in (self._measures, self._steps) if name in of]
 
     def _measure_afterwards(self) -> None:
         """Measure products whose rows came in parts."""
-        for name in self._measures:
+        for name in {*self._measures, *self._steps}:
             writer, step = self._writers[name], max(1, self._prepared.plan.step // self._products[name].spec.scale)
             (height, width), top = writer.grid.shape, self._corners[name][0]
             for row in range(0, height, step):
                 values, valid, _ = writer.reread(range(row, min(row + step, height)), range(width))
-                self._measures[name].add(row + top, values, valid)
+                for measure in self._measuring(name):
+                    measure.add(row + top, values, valid)
+
+    def _seams(self, name: str) -> tuple[Seams, dict[str, str]]:
+        """Return the seams of a product, and the tag with those of its tiles."""
+        product, writer = self._products[name], self._writers[name]
+        layout, total = product.layout, Overlaps.total(self._overlaps[name], self._steps[name].bands)
+        seams = seams_of(layout.bands, layout.unit, product.spec, total, self._steps[name].ratios)
+        return seams, tile_map(self._prepared.plan, product.spec, total, writer.statistics.std)
 
     def flush(self) -> None:
         """Wait until all rows are written."""
@@ -248,7 +273,16 @@ class SceneWriter:
             if name in self._measures:
                 written.measured[product.suffix] = self._measures[name].result()
         for name, product in kept.items():
-            self._writers[name].build(self._provenance_of(product, kept).tags())
+            made = self._provenance_of(product, kept)
+            tags: dict[str, str] = {}
+            if name in self._steps:
+                seams, tags = self._seams(name)
+                made = made.with_details(seams=seams.facts())
+                written.measured.setdefault(product.suffix, {})["seams"] = seams.facts()
+                written.warnings += seams.warning(product.suffix)
+                if text := seams.text():
+                    _log.debug("%s_%s: %s", self._prepared.scene.stem, product.suffix, text)
+            self._writers[name].build(made.tags() | tags)
         check()
         with self._commit:
             if self._stopped:

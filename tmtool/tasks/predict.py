@@ -201,7 +201,8 @@ class Predict(Task):
 
     def _spec(self, name: str) -> OutputSpec:
         if self.config.per_pixel:
-            return OutputSpec(name, self.config.channels)
+            answer: Literal["classes", "values"] = "classes" if self.config.kind == "segmentation" else "values"
+            return OutputSpec(name, self.config.channels, seams=answer if name == "pred" else "")
         return OutputSpec(name, self.config.channels, stitch="own", pool="tile")
 
     def _answer(self) -> Product:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tmtool.grid import BoolArray, Draws, OutputSpec, Placement, Strip, TileBatch
 from tmtool.products.product import Combine
 from tmtool.tiles._spool import Spool, Spooled
+from tmtool.tiles.overlaps import Overlaps
 from tmtool.tiles.stitch import Stitcher
 
 _Strips = tuple[tuple[OutputSpec, Strip], ...]
@@ -69,11 +70,19 @@ def drawn(
     return [{name: Drawn(spool, each) for name, each in tile.items()} for tile in found]
 
 
+@dataclass(frozen=True)
+class TileGrid:
+    """First product rows of the rows of tiles, the tiles in each, and the product px between tiles."""
+
+    tops: Sequence[int]
+    across: int
+    step: int
+
+
 class DrawsStitcher:
     """Stitches each draw of one output, and hands out the rows that are final of what is made from all of them.
 
-    `specs` are what is made of the output, `combine` makes their values. `tops` are the first product rows of the rows of
-    tiles, each of which has `across` tiles.
+    `specs` are what is made of the output, `combine` makes their values.
     """
 
     def __init__(
@@ -81,14 +90,14 @@ class DrawsStitcher:
         specs: Sequence[OutputSpec],
         combine: Combine,
         spans: tuple[range, range],
-        tops: Sequence[int],
-        across: int,
+        grid: TileGrid,
         spool: Spool,
     ) -> None:
         (cols, rows), spec = spans, specs[0]
-        self.specs, self._combine, self._tops, self._across, self._spool = specs, combine, tops, across, spool
-        self._stitchers = [Stitcher(spec, cols, rows) for _ in range(spec.draws)]
-        self._parked: list[tuple[Spooled, Spooled] | None] = [None] * spec.draws
+        self.specs, self._combine, self._spool = specs, combine, spool
+        self._tops, self._across = grid.tops, grid.across
+        self._stitchers = [Stitcher(spec, cols, rows, step=grid.step) for _ in range(spec.draws)]
+        self._parked: list[list[Spooled]] = [[] for _ in self._stitchers]
         self._waiting: dict[int, tuple[Placement, Drawn | None, BoolArray]] = {}
         self._row = 0
 
@@ -128,15 +137,19 @@ class DrawsStitcher:
         """Let each draw's stitcher yield its strips; yield what is made from them."""
         strips: list[list[tuple[Strip, Spooled]]] = []
         for n, stitcher in enumerate(self._stitchers):
-            if parked := self._parked[n]:
-                stitcher.held = (self._spool.take(parked[0]), self._spool.take(parked[1]))
+            if self._parked[n]:
+                stitcher.held = [self._spool.take(array) for array in self._parked[n]]
             own = [(replace(s, values=s.values[:0].copy()), self._spool.put(s.values)) for s in stitched(n, stitcher)]
             strips.append(own)
-            values, valid = stitcher.held
-            self._parked[n] = (self._spool.put(values), self._spool.put(valid))
-            stitcher.held = (values[:, :0].copy(), valid[:0].copy())  # no views: they would hold it all
+            held = stitcher.held
+            self._parked[n] = [self._spool.put(array) for array in held]
+            stitcher.held = [array[:, :0].copy() for array in held]  # no views: they would hold it all
         for each in zip(*strips, strict=True):
-            yield self._combine_rows(each[0][0], [spooled for _, spooled in each])
+            first = each[0][0]
+            if first.overlaps is not None:
+                bands = first.overlaps.sums.shape[1]
+                first = replace(first, overlaps=Overlaps.total([strip.overlaps for strip, _ in each], bands))
+            yield self._combine_rows(first, [spooled for _, spooled in each])
 
     def _combine_rows(self, first: Strip, each: Sequence[Spooled]) -> _Strips:
         """Combine the same rows of all draws, few at a time."""
@@ -150,4 +163,6 @@ class DrawsStitcher:
                 made[name][:, rows] = values
         for spooled in each:
             self._spool.drop(spooled)
-        return tuple((s, replace(first, values=made[s.name])) for s in self.specs)
+        return tuple(
+            (s, replace(first, values=made[s.name], overlaps=None if s.of else first.overlaps)) for s in self.specs
+        )

@@ -13,7 +13,7 @@ from tmtool.products.product import Product
 from tmtool.tiles._lanes import Lanes
 from tmtool.tiles._spool import Spool
 from tmtool.tiles.batches import Feed, RollingRows, TileInput, Told, collate, load, read_ahead
-from tmtool.tiles.draws import Combining, DrawsStitcher, drawn
+from tmtool.tiles.draws import Combining, DrawsStitcher, TileGrid, drawn
 from tmtool.tiles.plan import TilePlan, hull
 from tmtool.tiles.stitch import Stitcher
 
@@ -117,12 +117,13 @@ class Engine:
     ) -> "Stitching":
         """Return what stitches an output, and what else is made of the model's output of that name."""
         if spool is None:
-            return _OneByOne(Stitcher(spec, *spans, self.plan.delta))
+            return _OneByOne(Stitcher(spec, *spans, self.plan.delta, self.plan.tiling.stride // spec.scale))
         rows, cols = tiles
         length = self.plan.shape[0]
         tops = [self.plan.kept(i, length, spec)[0] for i in rows]
         specs = [spec, *(s for s in self.specs if s.of == spec.name)]
-        return DrawsStitcher(specs, self.combining.combine[spec.name], spans, tops, len(cols), spool)
+        grid = TileGrid(tops, len(cols), self.plan.tiling.stride)
+        return DrawsStitcher(specs, self.combining.combine[spec.name], spans, grid, spool)
 
     def _stitched(
         self, made: Iterable[_Made], stitching: Sequence["Stitching"], tile_rows: range, tile_cols: range

@@ -243,7 +243,8 @@ class TilePlan:
         else:
             edges = [self._edge(i, count) for i, _, count in axes]
             share = _blend_share(self.size, self.tiling.stride, self.delta, spec.scale, *edges)[: r1 - r0, : c1 - c0]
-        return Placement(Window(r0, c0, r1 - r0, c1 - c0), self.delta // spec.scale, share)
+        window = Window(r0, c0, r1 - r0, c1 - c0)
+        return Placement(window, self.delta // spec.scale, share, (tile.tile_row, tile.tile_col))
 
     def _edge(self, i: int, count: int) -> tuple[int, int]:
         """Tiles before and after the i-th that it can overlap with: all that its weights depend on."""

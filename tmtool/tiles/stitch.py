@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmtool.grid import BoolArray, OutputSpec, Placement, Strip
+from tmtool.tiles.overlaps import OverlapTally
 
 
 class Stitcher:
@@ -14,11 +15,13 @@ class Stitcher:
 
     `cols` and `rows` are the product columns and rows to hand out (tiles may reach beyond them; what they hold there is
     dropped). Tiles are numbered from 0 without a gap.
-    `delta` is the margin of tiles in source px, for tiles that are pooled.
+    `delta` is the margin of tiles in source px, for tiles that are pooled; `step` product px lie between tiles where their
+    overlaps are compared.
     """
 
-    def __init__(self, spec: OutputSpec, cols: range, rows: range, delta: int = 0) -> None:
-        self.spec, self.cols, self.rows, self._next, self._delta = spec, cols, rows, 0, delta
+    def __init__(self, spec: OutputSpec, cols: range, rows: range, delta: int = 0, step: int = 1) -> None:
+        self.spec, self.cols, self.rows, self._next, self._delta, self._step = spec, cols, rows, 0, delta, step
+        self._overlaps = OverlapTally(spec, rows, cols) if spec.seams else None
         self._width = width = len(cols)
         self._waiting: dict[int, tuple[Placement, NDArray[Any] | None, BoolArray]] = {}
         self._top = -1  # product row of the first row held; -1 before the first tile
@@ -62,15 +65,19 @@ class Stitcher:
             drop = min(stop - self._top, self._values.shape[1])
             self._values, self._valid = self._values[:, drop:].copy(), self._valid[drop:].copy()
             self._top = stop
+        if self._overlaps:
+            self._overlaps.final(stop)
 
     @property
-    def held(self) -> tuple[NDArray[Any], BoolArray]:
-        """The rows that are held, `(channels, h, w)`, and their validity `(h, w)`; who takes them away puts them back."""
-        return self._values, self._valid
+    def held(self) -> list[NDArray[Any]]:
+        """What is held, arrays `(channels, h, w)`; who takes them away puts them back."""
+        return [self._values, self._valid[None], *(self._overlaps.arrays if self._overlaps else [])]
 
     @held.setter
-    def held(self, rows: tuple[NDArray[Any], BoolArray]) -> None:
-        self._values, self._valid = rows
+    def held(self, arrays: list[NDArray[Any]]) -> None:
+        self._values, self._valid = arrays[0], arrays[1][0]
+        if self._overlaps:
+            self._overlaps.arrays = arrays[2:]
 
     def _cells(self, valid: BoolArray) -> BoolArray:
         """Validity of a tile in product px: a cell is valid if any of its pixels is."""
@@ -93,6 +100,9 @@ class Stitcher:
 
     def _accumulate(self, place: Placement, values: NDArray[Any] | None, valid: BoolArray) -> None:
         win, o = place.window, place.offset
+        if self._overlaps and values is not None:
+            whole = values[:, o : o + win.height, o : o + win.width]
+            self._overlaps.add(place, whole, valid, win.row + self._step)
         left, right = max(win.col, self.cols.start), min(win.col + win.width, self.cols.stop)
         if left >= right:
             return
@@ -125,7 +135,8 @@ class Stitcher:
             return
         at = slice(start - self._top, stop - self._top)
         self._emitted = stop
-        yield Strip(start, self._values[:, at].copy(), self._valid[at].copy(), self.cols.start)
+        overlaps = self._overlaps.take(stop) if self._overlaps else None
+        yield Strip(start, self._values[:, at].copy(), self._valid[at].copy(), self.cols.start, overlaps)
 
 
 class SceneMean:
