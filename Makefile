@@ -2,7 +2,9 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test test-lowest lint bench clean docs/tokens.png docs/embed.png docs/preview.png docs/page.png docs/water.png tmtool/pictures/page/ol.js
+GALLERY := docs/gallery_scene.png docs/gallery_land.png docs/gallery_patches.png
+
+.PHONY: demo test test-lowest lint bench clean docs/tokens.png docs/embed.png docs/preview.png docs/page.png docs/water.png $(GALLERY) tmtool/pictures/page/ol.js
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -64,7 +66,10 @@ tmtool/pictures/page/ol.js:
 
 docs/water.png: .venv/installed
 	.venv/bin/tmtool predict samples/demo_scene.tif --config samples/water.yaml --checkpoint samples/water.ckpt \
-	  --output-dir out --overwrite
+	  --probabilities --output-dir out --overwrite
+	$(PY) samples/render_demo.py out $@
+
+$(GALLERY): docs/demo.png docs/tokens.png docs/embed.png docs/water.png
 	$(PY) samples/render_demo.py out $@
 
 # what of them, and how: make bench BENCH="--only a,b --model base"

@@ -1,126 +1,111 @@
-"""Render the sample scene and its products side by side: `python samples/render_demo.py FOLDER PICTURE.png`.
+"""Render the sample scene and its products: `python samples/render_demo.py FOLDER PICTURE.png`.
 
-FOLDER holds the products `demo_scene_*.tif` as the Makefile has them made. The name of PICTURE says which are rendered:
-demo.png, tokens.png, embed.png or water.png.
+FOLDER holds the products `demo_scene_*.tif` as the Makefile has them made. The name of PICTURE says what is rendered: the scene and
+products side by side (demo.png, tokens.png, embed.png, water.png), or products as `tmtool preview` draws them (gallery_*.png).
 """
 
-import json
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from samples.make_samples import HEIGHT, SEED, WIDTH, demo_world
+from samples.synthesis import synthesise
+from tmtool.pictures import Look, Panel, Sheet, preview
+from tmtool.pictures.product import drawn, of_modality, read_at
+from tmtool.source import pixel_size_m
 
 SCENE = Path(__file__).parent / "demo_scene.tif"
-PATCH_PX = 16
 GAP_PX = 8
 
+PICTURES = {
+    "demo": ("LULC", "NDVI", "S1GRD"),
+    "tokens": ("S2L2A_tokens", "S2L2A_rec"),
+    "embed": ("embed_layer1", "embed_layer2"),
+    "water": ("pred",),
+}
+"""The products in a picture, from left to right after the scene."""
 
-def true_colour(path: Path) -> NDArray[np.uint8]:
-    """Return a Sentinel-2 scene's red, green and blue as a picture `(H, W, 3)`."""
-    with rasterio.open(path) as src:
-        return _stretch(src.read([4, 3, 2]) / 3000, 0, 1)
+GALLERIES = {
+    "gallery_scene": (240, ("", "S1GRD", "LULC")),
+    "gallery_land": (240, ("DEM", "NDVI", "pred", "prob")),
+    "gallery_patches": (320, ("S2L2A_tokens", "S2L2A_rec", "embed_layer2")),
+}
+"""The longest side of each panel, and the products, where nothing is the scene."""
 
-
-def _stretch(values: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
-    """Map `(C, H, W)` or `(H, W)` to a picture, nodata black."""
-    scaled = np.clip((np.nan_to_num(values, nan=low) - low) / (high - low), 0, 1) ** 0.7 * 255
-    bands = scaled if scaled.ndim == 3 else np.repeat(scaled[None], 3, axis=0)
-    return bands.transpose(1, 2, 0).astype(np.uint8)
-
-
-def classes(path: Path) -> NDArray[np.uint8]:
-    """Return a product of classes in its own colours."""
-    with rasterio.open(path) as src:
-        colours = np.array([src.colormap(1)[i][:3] for i in range(256)], np.uint8)
-        return colours[src.read(1)]
+NOT_MADE = {"demo_scene": ("S2L2A", "demo_scene   the sample"), "demo_scene_DEM": ("DEM", "DEM   as synthesised")}
+"""What tmtool has not made: its modality, and a title."""
 
 
-def radar(path: Path) -> NDArray[np.uint8]:
-    """Return VV, VH and their ratio in dB as red, green and blue."""
-    with rasterio.open(path) as src:
-        vv, vh = src.read()
-    return np.concatenate(
-        [_stretch(v[None], *r) for v, r in ((vv, (-25, 0)), (vh, (-32, -5)), (vv - vh, (0, 16)))], axis=2
+def bare(path: Path) -> NDArray[np.uint8]:
+    """Return a raster as a picture of the scene's pixels, `(H, W, 3)`, black where it has no data."""
+    read = read_at(path, Look(max(HEIGHT, WIDTH)))
+    if path == SCENE:
+        colours, _ = of_modality("S2L2A", read.values, read.valid, read.grid, "")
+    else:
+        colours, _ = drawn(read, path, {})
+    cell = -(-WIDTH // read.valid.shape[1])  # of patches the last ones reach beyond the scene
+    shown = np.where(read.valid[..., None], colours, 0).repeat(cell, axis=0).repeat(cell, axis=1)
+    return np.round(255 * shown[:HEIGHT, :WIDTH]).astype(np.uint8)
+
+
+def side_by_side(paths: list[Path]) -> Image.Image:
+    """Return pictures side by side at half their size, white between them."""
+    gap = np.full((HEIGHT, GAP_PX, 3), 255, np.uint8)
+    return Image.fromarray(
+        np.concatenate([part for path in paths for part in (bare(path), gap)][:-1], axis=1)[::2, ::2]
     )
 
 
-def ndvi(path: Path) -> NDArray[np.uint8]:
-    """Return NDVI from brown over yellow to green."""
-    with rasterio.open(path) as src:
-        values = src.read(1)
-    stops = np.array([[40, 60, 110], [166, 124, 82], [236, 222, 150], [120, 170, 80], [20, 90, 40]], float)
-    at = np.clip((np.nan_to_num(values, nan=-1) + 0.2) / 1.1, 0, 1) * (len(stops) - 1)
-    picture = np.stack([np.interp(at, range(len(stops)), stops[:, c]) for c in range(3)], axis=-1).astype(np.uint8)
-    picture[np.isnan(values)] = 0
-    return picture
+def write_heights(path: Path) -> None:
+    """Write the heights that the scene was synthesised with: the demo model makes none."""
+    values = synthesise(SEED, HEIGHT, WIDTH, **demo_world())["DEM"]
+    with rasterio.open(SCENE) as scene:
+        values[0, scene.read_masks(1) == 0] = np.nan
+        profile = scene.profile | {"count": 1, "dtype": "float32", "nodata": np.nan}
+    with rasterio.open(path, "w", **profile) as dst:
+        dst.write(values)
 
 
-def tokens(path: Path) -> NDArray[np.uint8]:
-    """Return a token raster: the first three digits of each code as red, green and blue."""
-    with rasterio.open(path) as src:
-        codes, valid = src.read(1), src.read_masks(1) > 0
-        made = json.loads(src.tags()["TMTOOL_PROVENANCE"])
-    levels = [int(n) for n in made["codebook"].split("-")]
-    digits = np.stack([codes // np.prod(levels[:i], dtype=int) % levels[i] / (levels[i] - 1) for i in range(3)])
-    return _cells(np.where(valid, digits, 0))
+def sheet(path: Path, size: int) -> Image.Image:
+    """Return a raster as `preview` draws it; what tmtool has not made is told of which modality it is."""
+    if path.stem not in NOT_MADE:
+        return Image.open(preview(path, Look(size)))
+    modality, title = NOT_MADE[path.stem]
+    read = read_at(path, Look(size))
+    colours, legend = of_modality(modality, read.values, read.valid, read.grid, "")
+    return Sheet(title, (Panel(colours, read.valid, legend),), pixel_size_m(read.grid), True).image()
 
 
-def components(path: Path) -> NDArray[np.uint8]:
-    """Return embeddings: their first three principal components as red, green and blue, from 2nd to 98th percentile."""
-    with rasterio.open(path) as src:
-        vectors = src.read().astype(float)
-    valid = ~np.isnan(vectors[0])
-    centred = vectors[:, valid].T - vectors[:, valid].mean(axis=1)
-    axes = np.linalg.svd(centred, full_matrices=False)[2][:3]
-    axes *= np.sign(axes[range(3), abs(axes).argmax(axis=1)])[:, None]  # an axis has no direction of its own
-    scores = centred @ axes.T
-    low, high = np.percentile(scores, [2, 98], axis=0)
-    shown = np.zeros((3, *valid.shape))
-    shown[:, valid] = np.clip((scores - low) / (high - low), 0, 1).T
-    return _cells(shown)
-
-
-def _cells(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Draw `(3, h, w)` from 0 to 1 on the scene's pixels: the last cells reach beyond it."""
-    with rasterio.open(SCENE) as src:
-        height, width = src.shape
-    pixels = values.repeat(PATCH_PX, axis=1).repeat(PATCH_PX, axis=2)[:, :height, :width]
-    return (pixels * 255).astype(np.uint8).transpose(1, 2, 0)
-
-
-def side_by_side(panels: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Join pictures of one height, white between them."""
-    gap = np.full((panels[0].shape[0], GAP_PX, 3), 255, np.uint8)
-    return np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
-
-
-PICTURES: dict[str, dict[str, Callable[[Path], NDArray[np.uint8]]]] = {
-    "demo": {"LULC": classes, "NDVI": ndvi, "S1GRD": radar},
-    "tokens": {"S2L2A_tokens": tokens, "S2L2A_rec": true_colour},
-    "embed": {"embed_layer1": components, "embed_layer2": components},
-    "water": {"pred": classes},
-}
-"""How each product in a picture is drawn, from left to right after the scene."""
+def gallery(paths: list[Path], size: int) -> Image.Image:
+    """Return rasters as `preview` draws them, side by side."""
+    sheets = [sheet(path, size) for path in paths]
+    joined = Image.new("RGBA", (sum(s.width for s in sheets), max(s.height for s in sheets)), "white")
+    left = 0
+    for one in sheets:
+        joined.paste(one, (left, 0))
+        left += one.width
+    return joined
 
 
 def main() -> None:
     """Write the picture."""
     folder, target = Path(sys.argv[1]), Path(sys.argv[2])
-    products = PICTURES[target.stem]
-    panels = [true_colour(SCENE), *(draw(folder / f"demo_scene_{name}.tif") for name, draw in products.items())]
-    picture = side_by_side(panels)[::2, ::2]
+    if target.stem in GALLERIES:
+        size, names = GALLERIES[target.stem]
+        paths = [folder / f"demo_scene_{name}.tif" if name else SCENE for name in names]
+        if "DEM" in names:
+            write_heights(folder / "demo_scene_DEM.tif")
+        picture = gallery(paths, size)
+    else:
+        picture = side_by_side([SCENE, *(folder / f"demo_scene_{name}.tif" for name in PICTURES[target.stem])])
     target.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        height, width, _ = picture.shape
-        with rasterio.open(target, "w", driver="PNG", height=height, width=width, count=3, dtype="uint8") as dst:
-            dst.write(picture.transpose(2, 0, 1))
-    target.with_name(f"{target.name}.aux.xml").unlink(missing_ok=True)
+    picture.save(target, optimize=True)
     print(target)
 
 

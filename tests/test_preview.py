@@ -1,5 +1,6 @@
 """Pictures of products: each kind as it should look, transparent where there is no data, with a legend of the right colours."""
 
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -104,6 +105,46 @@ def test_every_kind_of_product_has_a_picture(tmtool: Any, products: Path, tmp_pa
     assert not list(folder.glob(".*"))
 
 
+@pytest.mark.parametrize(
+    ("about", "bands", "dtype", "low", "high", "west", "east"),
+    [
+        (made("DEM"), 1, "float32", 0, 100, drawing.HEIGHT_RAMP[0], drawing.HEIGHT_RAMP[-1]),
+        (made("NDVI"), 1, "float32", -0.2, 0.9, drawing.NDVI_RAMP[0], drawing.NDVI_RAMP[-1]),
+        (made("S1RTC"), 2, "float32", -40, 0, "#000000", "#ffffff"),
+        (made("S2L1C"), 13, "uint16", 1, 3000, "#000000", "#ffffff"),
+        (made("", "predict", kind="regression"), 1, "float32", 1, 100, drawing.VIRIDIS[0], drawing.VIRIDIS[-1]),
+    ],
+)
+def test_kinds_that_the_demo_model_does_not_make(
+    tmtool: Any,
+    tmp_path: Path,
+    about: Provenance,
+    bands: int,
+    dtype: str,
+    low: float,
+    high: float,
+    west: str,
+    east: str,
+) -> None:
+    """Values rise from west to east over what each kind shows; a hole is transparent."""
+    values = np.broadcast_to(np.linspace(low, high, 64), (bands, 40, 64)).astype(dtype)
+    if bands == 2:
+        values[1] = -40 + (values[0] + 40) * 0.6  # VV / VH rises from 0 to 16 dB
+    hole = np.zeros((40, 64), bool)
+    hole[5:9, 20:30] = True
+    nodata = np.nan if dtype == "float32" else 0
+    values[:, hole] = nodata
+    path = product(tmp_path / "x.tif", values, about, nodata)
+    result = tmtool("preview", path, "--size", 64)
+    assert result.exit_code == 0, result.stderr
+    shown = panel(path.with_suffix(".png"), 40, 64)
+    np.testing.assert_array_equal(shown[..., 3] == 0, hole)
+    expected = np.round(255 * np.stack([drawing.rgb(west), drawing.rgb(east)]))
+    if bands == 2:
+        expected[1, 1] = round(255 * (16 / 27) ** 0.8)  # VH of -16 dB, between -32 and -5
+    np.testing.assert_allclose(shown[20, [0, -1], :3], expected, atol=12)  # slopes are shaded
+
+
 def test_classes_have_their_colours_and_a_legend(tmtool: Any, products: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(products / "demo_scene_LULC.tif", tmp_path / "lulc.tif"))
     assert tmtool("preview", path).exit_code == 0
@@ -149,6 +190,49 @@ def test_beside_the_input(tmtool: Any, products: Path, tmp_path: Path) -> None:
         assert len(np.unique(left[:16, :16].reshape(-1, 3), axis=0)) > 50
 
 
+def test_tiles_are_drawn_by_how_far_they_disagree(tmtool: Any, products: Path, tmp_path: Path) -> None:
+    from tmtool.tiles.seams import parse_tile_map
+
+    path = tmp_path / "scene_S1GRD.tif"
+    shutil.copy(products / "demo_scene_S1GRD.tif", path)
+    result = tmtool("preview", path, "--tiles", "--size", 200)
+    assert result.exit_code == 2, "200 px are one tile"
+    assert "does not say how far its tiles disagree" in result.stderr
+    cells = np.array([[0, 1], [2, np.nan]], "<f2")
+    said = {"rows": 2, "cols": 2, "top": -20, "left": 0, "step": 120, "unit": "standard deviations",
+            "values": base64.b64encode(cells.tobytes()).decode()}  # fmt: skip
+    with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dst:
+        dst.update_tags(TMTOOL_SEAMS=json.dumps(said))
+        assert parse_tile_map(dst.tags()) is not None
+    assert tmtool("preview", path, "--size", 200).exit_code == 0
+    plain = panel(path.with_suffix(".png"), 200, 200)
+    assert tmtool("preview", path, "--tiles", "--size", 200).exit_code == 0
+    shown = panel(path.with_suffix(".png"), 200, 200)
+    redder = shown[..., 0].astype(int) - shown[..., 2]
+    assert redder[:100, :120].mean() < redder[:100, 121:].mean() < redder[101:, :120].mean()
+    np.testing.assert_array_equal(shown[101:, 121:], plain[101:, 121:])
+    assert (shown[100, :, :3] < 50).all(), "a line between the rows of tiles"
+
+
+def test_spread_and_probabilities_of_draws(tmtool: Any, tmp_path: Path) -> None:
+    from tmtool.pictures.product import Look, drawn, read_at
+
+    spread = np.stack([np.full((40, 60), 2.0), np.linspace(0, 4, 2400).reshape(40, 60)]).astype(np.float32)
+    path = product(tmp_path / "a_S1GRD_std.tif", spread, made("S1GRD", measure="std", samples=4))
+    colours, legend = drawn(read_at(path, Look(64)), path, {})
+    assert (legend.text, legend.low) == ("standard deviation, mean of 2 bands", "0")
+    assert legend.high.endswith(" dB")
+    assert colours[0, 0, 1] < colours[-1, -1, 1]
+    share = np.zeros((10, 8, 8), np.float32)
+    share[1] = 1
+    path = product(tmp_path / "a_LULC_prob.tif", share, made("LULC", measure="prob", samples=4))
+    colours, legend = drawn(read_at(path, Look(64)), path, {})
+    np.testing.assert_allclose(colours[0, 0], drawing.rgb(LULC_CLASSES[1][1]))
+    assert legend.entries == LULC_CLASSES
+    path = product(tmp_path / "a_LULC_entropy.tif", share[:1] + 1, made("LULC", measure="entropy", samples=4))
+    assert drawn(read_at(path, Look(64)), path, {})[1].text == "entropy"
+
+
 def test_embeddings_together_have_the_same_axes(tmtool: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     mix, shown = rng.normal(size=(20, 3)), []
@@ -178,6 +262,10 @@ def test_colours_of_each_kind() -> None:
     slope, _ = drawing.terrain(np.repeat(np.arange(8.0)[None, :, None], 8, axis=2), valid, 10)
     lit, _ = drawing.terrain(np.repeat(np.arange(8.0)[None, ::-1, None], 8, axis=2), valid, 10)
     assert slope[3].mean() > lit[4].mean()  # a slope that rises to the south faces the light
+    level = drawing.terrain(np.full((1, 8, 8), 5.0), valid, 10)[0]
+    hole = valid & (np.arange(8) < 5)
+    shown, _ = drawing.terrain(np.where(hole, 5.0, -9999)[None], hole, 10)
+    np.testing.assert_allclose(shown[hole], level[hole])  # no cliff beside a hole
     found, legend = drawing.probabilities(
         np.stack([1 - rising[0], rising[0]]), valid, ["land", "water"], drawing.PALETTE
     )

@@ -2,7 +2,7 @@
 
 from tmtool.pictures._drawing import Components
 from tmtool.pictures._page import check_page, write_page
-from tmtool.pictures._sheet import Sheet
+from tmtool.pictures._sheet import Panel, Sheet
 from tmtool.pictures.product import Look, Space, fitted, preview
 
-__all__ = ["Components", "Look", "Sheet", "Space", "check_page", "fitted", "preview", "write_page"]
+__all__ = ["Components", "Look", "Panel", "Sheet", "Space", "check_page", "fitted", "preview", "write_page"]

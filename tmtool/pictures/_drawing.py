@@ -26,6 +26,7 @@ class Legend:
 NDVI_RAMP = ("#283c6e", "#a67c52", "#ecde96", "#78aa50", "#145a28")
 HEIGHT_RAMP = ("#2f6f3e", "#8fae5a", "#e3d79a", "#b08a5a", "#7d6456", "#f4f2ef")
 VIRIDIS = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725")
+DISAGREEMENT = ("#fff7ec", "#fdd49e", "#fc8d59", "#d7301f", "#7f0000")
 PALETTE = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#edc948", "#76b7b2", "#9c755f", "#ff9da7", "#bab0ac")
 
 
@@ -78,8 +79,9 @@ def radar(backscatter: NDArray[np.floating], valid: BoolArray) -> tuple[Colours,
 def terrain(heights: NDArray[np.floating], valid: BoolArray, pixel: float) -> tuple[Colours, Legend]:
     """Tint heights (m) and shade them by light from the north-west; `pixel` is the side of a pixel in m."""
     low, high = _limits(heights, valid, 1, 99)
-    filled = np.where(valid, heights[0].astype(np.float64), low)
-    down, right = (np.gradient(filled, pixel, axis=axis) if filled.shape[axis] > 1 else 0 * filled for axis in (0, 1))
+    known = np.where(valid, heights[0].astype(np.float64), np.nan)
+    steps = (np.gradient(known, pixel, axis=axis) if known.shape[axis] > 1 else 0 * known for axis in (0, 1))
+    down, right = (np.nan_to_num(step) for step in steps)  # level beside what is not known, rather than a cliff
     steep = max(float(np.percentile(np.hypot(down, right), 90)), 1e-6)
     down, right = down / steep, right / steep  # plains show their relief too
     light = np.array([-1, -1, 1.4]) / np.linalg.norm([-1, -1, 1.4])
@@ -99,6 +101,32 @@ def quantity(values: NDArray[np.floating], valid: BoolArray, name: str) -> tuple
     return along(VIRIDIS, _between(values[0], low, high)), Legend(
         name, ramp=VIRIDIS, low=f"{low:.4g}", high=f"{high:.4g}"
     )
+
+
+def spread(values: NDArray[np.floating], valid: BoolArray, name: str, unit: str) -> tuple[Colours, Legend]:
+    """Show how far draws differ, the mean of the bands, from none to the 99th percentile."""
+    mean = values.mean(axis=0)
+    high = max(_limits(mean, valid, 1, 99)[1], 1e-9)
+    words = f"{name}, mean of {len(values)} bands" if len(values) > 1 else name
+    colours = along(VIRIDIS, _between(mean, 0.0, high))
+    return colours, Legend(words, ramp=VIRIDIS, low="0", high=f"{high:.3g} {unit}".rstrip(" 1"))
+
+
+def tiles(
+    colours: Colours, values: NDArray[np.float32], places: Sequence[NDArray[np.float64]], unit: str
+) -> tuple[Colours, Legend]:
+    """Lay the tiles' disagreement over a picture, and lines between them; `places` count tiles at each of its rows and columns."""
+    at = [np.floor(place).astype(int) for place in places]
+    inside = [np.clip(index, 0, n - 1) for index, n in zip(at, values.shape, strict=True)]
+    shown = values[np.ix_(*inside)].astype(np.float64)
+    known = np.isfinite(values)
+    high = float(values[known].max()) if known.any() else 1.0
+    tint = along(DISAGREEMENT, _between(shown, 0.0, max(high, 1e-9)))
+    mixed = np.where(np.isfinite(shown)[..., None], 0.4 * colours + 0.6 * tint, colours)
+    for axis, index in enumerate(inside):
+        edge = np.flatnonzero(np.diff(index)) + 1
+        mixed[(slice(None),) * axis + (edge,)] = 0.15
+    return mixed, Legend("tiles differ by", ramp=DISAGREEMENT, low="0", high=f"{high:.2g} {unit}")
 
 
 def classes(
