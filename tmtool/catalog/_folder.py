@@ -73,7 +73,7 @@ class _Work:
         found, wrong = products(folder)
         self.wrong += wrong
         self.made += found
-        items = []
+        items: dict[Path, None] = {}
         for stem, some in by_scene(found):
             path = folder / f"{stem}.json"
             try:
@@ -81,12 +81,12 @@ class _Work:
             except OutputError as error:
                 self.wrong.append(error)
                 continue
-            items.append(path)
+            items[path] = None
         for path in folder.glob("*.json"):
             if path not in items and kind_of(path) == "scene":
                 path.unlink()
         self.items += items
-        return items
+        return list(items)
 
     def _models(self) -> bool:
         """Write the items and the catalog of the models that made the products; return whether there are any.

@@ -52,8 +52,10 @@ def read_tags(path: Path) -> dict[str, str]:
 def look(path: Path) -> Facts:
     """Return what a GeoTIFF says of itself; raises `ProductError` if it is none."""
     try:
-        # absolute, as a name such as http:a would be a URI where it begins the path
-        with quiet(), rasterio.open(path.absolute()) as src:
+        # Without this GDAL lists the whole folder at each opening. Absolute, as a name such as http:a would be a URI where it
+        # begins the path.
+        alone = rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR")
+        with quiet(), alone, rasterio.open(path.absolute()) as src:
             grid, band_tags = Grid.of(src), [src.tags(i) for i in src.indexes]
             names = class_names(band_tags[0])
             colours = src.colormap(1) if names else {}
