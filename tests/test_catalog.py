@@ -18,9 +18,9 @@ from affine import Affine
 from tests.conftest import TRANSFORM
 from tests.stac_check import errors
 from tmtool import catalog
-from tmtool.catalog import _models, _products, _scene
+from tmtool.catalog import _folder, _models, _products, _scene
 from tmtool.catalog._products import Found
-from tmtool.errors import InputError, OutputError
+from tmtool.errors import InputError, OutputError, ProductError
 from tmtool.files.cog import COG
 from tmtool.files.facts import Facts
 from tmtool.files.geojson import PLACES
@@ -297,6 +297,25 @@ def test_a_product_that_another_process_adds_meanwhile_is_listed(out: Path, monk
     monkeypatch.setattr(_scene, "write", written)
     catalog.write_item(out, "a", out)
     assert set(valid(out / "a.json")["assets"]) == {"NDVI", "DEM"}
+    monkeypatch.setattr(_scene, "write", write)
+    monkeypatch.setattr(_folder, "write", written)
+    late = iter(["a_S1GRD.tif", "b_NDVI.tif"])
+    made = catalog.refresh(out)
+    assert [path.name for path in made.items] == ["a.json", "b.json"]
+    assert set(valid(out / "a.json")["assets"]) == {"NDVI", "DEM", "S1GRD"}
+    assert {link["href"] for link in valid(out / "catalog.json")["links"]} >= {"./a.json", "./b.json"}
+
+
+def test_a_damaged_product_of_another_command_is_told(out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    product(out, "a_NDVI.tif")
+    cut = product(out, "a_DEM.tif")
+    cut.write_bytes(cut.read_bytes()[:200])
+    catalog.write_item(out, "a", out)
+    assert set(valid(out / "a.json")["assets"]) == {"NDVI"}
+    assert "a.json: lacks a product" in caplog.text
+    (out / "a_NDVI.tif").unlink()
+    with pytest.raises(ProductError, match="a_DEM.tif: is damaged"):
+        catalog.write_item(out, "a", out)
 
 
 def test_where_a_raster_has_no_crs_nothing_is_said_of_the_globe(out: Path) -> None:

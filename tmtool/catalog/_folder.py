@@ -8,10 +8,10 @@ from typing import Any
 
 from tmtool.catalog import _models as models
 from tmtool.catalog._documents import CATALOG, KIND, MODELS, check_free, kind_of, relative, write
-from tmtool.catalog._products import Found, by_scene, products
-from tmtool.catalog._scene import document
+from tmtool.catalog._products import Found, by_scene, products, state
+from tmtool.catalog._scene import document, write_item
 from tmtool.errors import InputError, OutputError, TmtoolError
-from tmtool.tasks import formats
+from tmtool.tasks import formats, possible_stems
 
 
 @dataclass(frozen=True)
@@ -69,24 +69,32 @@ class _Work:
         return found if self.recursive else []
 
     def _scenes(self, folder: Path) -> list[Path]:
-        """Write the items of a folder's scenes, and remove those whose products are gone."""
+        """Write the items of a folder's scenes, and remove those whose products are gone.
+
+        Scenes that other processes write to meanwhile are looked at again.
+        """
+        before = state(folder)
         found, wrong = products(folder)
         self.wrong += wrong
         self.made += found
+        links = _up(folder, self.root)
         items: dict[Path, None] = {}
         for stem, some in by_scene(found):
             path = folder / f"{stem}.json"
             try:
-                write(path, document(stem, some, folder, self.root, _up(path, self.root)), "scene")
+                write(path, document(stem, some, folder, self.root, links), "scene")
             except OutputError as error:
                 self.wrong.append(error)
                 continue
             items[path] = None
+        for stem in {stem for path, _ in state(folder) - before for stem in possible_stems(path.stem)}:
+            if products(folder, stem)[0]:
+                items[write_item(folder, stem, self.root, links)] = None
         for path in folder.glob("*.json"):
-            if path not in items and kind_of(path) == "scene":
+            if path not in items and kind_of(path) == "scene" and not products(folder, path.stem)[0]:
                 path.unlink()
         self.items += items
-        return list(items)
+        return sorted(items)
 
     def _models(self) -> bool:
         """Write the items and the catalog of the models that made the products; return whether there are any.
@@ -106,9 +114,9 @@ class _Work:
         return bool(items or scenes)
 
 
-def _up(path: Path, root: Path) -> dict[str, str]:
-    """Return the links from an item to its catalog and the root."""
-    return {"root": relative(root / CATALOG, path.parent), "parent": f"./{CATALOG}"}
+def _up(folder: Path, root: Path) -> dict[str, str]:
+    """Return the links from an item in a folder to its catalog and the root."""
+    return {"root": relative(root / CATALOG, folder), "parent": f"./{CATALOG}"}
 
 
 def _catalog(path: Path, root: Path, items: Sequence[Path], catalogs: Sequence[Path]) -> dict[str, Any]:

@@ -53,6 +53,11 @@ def listed(folder: Path, stem: str = "") -> list[Path]:
     return found
 
 
+def state(folder: Path, stem: str = "") -> set[tuple[Path, int]]:
+    """Return the products in a folder, or those of a scene, with their modification times: what changes where one is written."""
+    return {(path, path.stat().st_mtime_ns) for path in listed(folder, stem) if path.exists()}
+
+
 def looked_at(path: Path) -> Found | None:
     """Return what a product says; None for what tmtool did not make. Raises `ProductError` for one that is damaged."""
     format, written = formats()[path.suffix], datetime.fromtimestamp(int(path.stat().st_mtime), UTC)

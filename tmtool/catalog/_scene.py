@@ -1,5 +1,6 @@
 """The item of a scene: its products as assets, and what they say of when, where and how they were made."""
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tmtool.catalog import _models as models
 from tmtool.catalog._documents import extensions, read, relative, write
-from tmtool.catalog._products import Found, listed, products
+from tmtool.catalog._products import Found, products, state
 from tmtool.catalog._words import classes, moment, number
 from tmtool.dates import parsed
 from tmtool.errors import OutputError
@@ -25,35 +26,37 @@ from tmtool.tasks import TASKS, content
 if TYPE_CHECKING:
     import pystac
 
+_log = logging.getLogger("tmtool")
+
 _LEVEL = "L4"
 """The processing level of what models make, as the processing extension and mlm have it."""
 _KEPT = ("root", "parent")
 """Links of an item that catalogs put there."""
 
 
-def write_item(folder: Path, stem: str, root: Path) -> Path:
+def write_item(folder: Path, stem: str, root: Path, catalogs: Mapping[str, str] | None = None) -> Path:
     """Write the item of a scene beside its products, `{stem}.json`, and below `root` those of the models that made them.
 
     It lists all products of the scene in the folder, whichever commands made them; where another process adds one meanwhile it is
-    written again, so that of several writers the last has them all. Raises `OutputError`, and `ProductError` for damaged products.
+    written again, so that of several writers the last has them all. `catalogs` are links to those that list it, by their `rel`;
+    without them it keeps those that it has. Raises `OutputError`, and `ProductError` where all products are damaged.
     """
     path = folder / f"{stem}.json"
     while True:
-        before = _state(folder, stem)
+        before = state(folder, stem)
         found, wrong = products(folder, stem)
-        if wrong or not found:
+        if not found:
             raise wrong[0] if wrong else OutputError(f"{path}: there is no product of {stem} to list in it.")
         models.write_items(root, found)
-        write(path, document(stem, found, folder, root, links_of(path)), "scene")
-        if _state(folder, stem) == before:
-            return path
+        write(path, document(stem, found, folder, root, catalogs or _links(path)), "scene")
+        if state(folder, stem) == before:
+            break
+    for error in wrong:
+        _log.warning("%s: lacks a product. %s", path, error)
+    return path
 
 
-def _state(folder: Path, stem: str) -> list[tuple[Path, int]]:
-    return [(path, path.stat().st_mtime_ns if path.exists() else 0) for path in listed(folder, stem)]
-
-
-def links_of(path: Path) -> dict[str, str]:
+def _links(path: Path) -> dict[str, str]:
     """Return the links from an item to the catalogs that list it, by their `rel`."""
     found = (read(path) or {}).get("links", [])
     return {link["rel"]: link["href"] for link in found if link.get("rel") in _KEPT}
