@@ -43,6 +43,12 @@ Together = Annotated[
         "--together", help="Show all embeddings by the same principal components, so that colours can be compared."
     ),
 ]
+Tiles = Annotated[
+    bool,
+    typer.Option(
+        "--tiles", help="Lay the tiles over the picture, coloured by how far they disagree where they overlap."
+    ),
+]
 Html = Annotated[
     Path | None,
     typer.Option(
@@ -72,6 +78,7 @@ def preview(
     bbox: PreviewBbox = "",
     with_: With = "",
     together: Together = False,
+    tiles: Tiles = False,
     html: Html = None,
     report: OfRun = None,
 ) -> None:
@@ -93,7 +100,7 @@ def preview(
 
         Look(size).check()
         _check_page(html, report)
-        look = Look(size, bbox, inspect(with_) if with_ else None)
+        look = Look(size, bbox, inspect(with_) if with_ else None, tiles)
         paths = _listed(products, recursive, needed=report is None)
         components = fitted(paths) if together else {}
         if html is not None:

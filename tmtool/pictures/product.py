@@ -20,10 +20,12 @@ from tmtool.names import base
 from tmtool.pictures import _drawing as drawing
 from tmtool.pictures._drawing import Colours, Components, Legend
 from tmtool.pictures._sheet import Panel, Sheet
+from tmtool.products.draws import ENTROPY, SPREAD
 from tmtool.provenance import Provenance, parse
 from tmtool.settings import Extent, Tiling
 from tmtool.source import Reader, Source, on_grid, opened, pixel_size_m, placed
 from tmtool.tasks import content
+from tmtool.tiles.seams import TileMap, parse_tile_map
 
 _SAMPLE = 256
 """Side of what principal components are fitted to, in cells."""
@@ -36,6 +38,8 @@ class Look:
     size: int = 1024
     bbox: str = ""
     beside: Source | None = None
+    tiles: bool = False
+    """Whether tiles are drawn, coloured by how far they disagree with those that they overlap."""
 
     def check(self) -> None:
         """Raise `UsageError` for a size that cannot work."""
@@ -59,6 +63,8 @@ class Read:
     classes: list[str]
     whole: Grid
     part: Window
+    seams: TileMap | None = None
+    """How far tiles of the product disagree, if it says so."""
 
 
 def shape_of(part: Window, size: int) -> tuple[int, int]:
@@ -99,6 +105,7 @@ def read_at(path: Path, look: Look) -> Read:
             class_names(src.tags(1)),
             whole,
             part,
+            parse_tile_map(src.tags()),
         )
 
 
@@ -120,6 +127,8 @@ def preview(path: Path, look: Look, together: dict[Space, Components] | None = N
     """Draw a product; returns the PNG beside it. Raises `InputError` and `OutputError`."""
     read = read_at(path, look)
     colours, legend = drawn(read, path, together or {})
+    if look.tiles:
+        colours, legend = _by_tile(read, path, colours)
     panels = [Panel(*_enlarged(colours, read.valid, look), legend, path.stem if look.beside else "")]
     if look.beside:
         panels.insert(0, _beside(look.beside, read, panels[0].valid.shape))
@@ -135,6 +144,21 @@ def preview(path: Path, look: Look, together: dict[Space, Components] | None = N
     target = path.with_suffix(".png")
     sheet.save(target)
     return target
+
+
+def _by_tile(read: Read, path: Path, colours: Colours) -> tuple[Colours, Legend]:
+    """Return a picture under its tiles, in the colours of their disagreement. Raises `InputError` where none was measured."""
+    if read.seams is None:
+        raise InputError(
+            f"{path}: does not say how far its tiles disagree: it was made of one tile, of tiles side by side or by an older version, "
+            "or holds no pixels. Show it without --tiles, or make it again with --overwrite."
+        )
+    part, (height, width) = read.part, read.grid.shape
+    rows = part.row + (np.arange(height) + 0.5) * part.height / height
+    cols = part.col + (np.arange(width) + 0.5) * part.width / width
+    seams = read.seams
+    places = ((rows - seams.top) / seams.step, (cols - seams.left) / seams.step)
+    return drawing.tiles(colours, seams.values, places, seams.unit)
 
 
 def _title(path: Path, made: Provenance | None) -> str:
@@ -165,10 +189,15 @@ def drawn(read: Read, path: Path, together: dict[Space, Components]) -> tuple[Co
     if read.colormap:
         names = read.classes or [f"class {i}" for i in range(max(read.colormap) + 1)]
         return drawing.classes(values, valid, names, _hex(read.colormap, len(names)))
+    modality = made.modality if made else ""
     if path.stem.endswith("_prob"):
         names = [name or f"class {i}" for i, name in enumerate(read.bands)]
-        return drawing.probabilities(values, valid, names, _colours_beside(path, len(names)))
-    modality = made.modality if made else ""
+        known = [colour for _, colour in MODALITIES[modality].classes] if modality in MODALITIES else []
+        return drawing.probabilities(values, valid, names, known or _colours_beside(path, len(names)))
+    if made is not None and (measure := made.details.get("measure")):
+        unit = MODALITIES[modality].unit if modality in MODALITIES else ""
+        words, unit = {SPREAD: ("standard deviation", unit), ENTROPY: ("entropy", "nat")}[measure]
+        return drawing.spread(values, valid, words, unit)
     return of_modality(modality, values, valid, read.grid, read.bands[0] or path.stem)
 
 

@@ -19,6 +19,8 @@ SEAMS_TAG = "TMTOOL_SEAMS"
 STEP_LIMIT = 1.5
 """Steps at the borders of tiles, in those elsewhere, from which on a seam is told; docs/METRICS.md has what scenes give."""
 
+_SHARE = "of px"
+
 _LIKE, _BORDER, _OTHER = range(3)
 
 _MOST_CELLS = 4096
@@ -139,19 +141,23 @@ def seams_of(
     """Return the seams of a product with these bands. Several draws are averaged."""
     overlap = overlaps.rms
     if spec.seams == "classes":
-        return Seams(tuple(bands), "of px", overlap**2, steps)
+        return Seams(tuple(bands), _SHARE, overlap**2, steps)
     return Seams(tuple(bands), unit, overlap, steps)
 
 
 def tile_map(plan: TilePlan, spec: OutputSpec, overlaps: Overlaps, stds: NDArray[np.float64]) -> dict[str, str]:
-    """Return the tag with each tile's disagreement, in standard deviations `(bands,)` of the product; none for a single tile."""
-    found = by_tile(overlaps, np.ones(1) if spec.seams == "classes" else stds)
+    """Return the tag with each tile's disagreement, in standard deviations `(bands,)` of the product; none for a single tile.
+
+    Of classes it is the share of px that differ.
+    """
+    classes = spec.seams == "classes"
+    found = by_tile(overlaps, np.ones(1) if classes else stds)
     if not found:
         return {}
     rows, cols = (hull([range(at, at + 1) for at in {tile[axis] for tile in found}]) for axis in (0, 1))
     cells = np.full((len(rows), len(cols)), np.nan)
     for (row, col), value in found.items():
-        cells[row - rows.start, col - cols.start] = value
+        cells[row - rows.start, col - cols.start] = value**2 if classes else value
     pool = max(1, int(np.ceil(np.sqrt(cells.size / _MOST_CELLS))))
     first = tuple((plan.size - plan.tiling.stride) // 2 + plan.origin(span.start) for span in (rows, cols))
     said = {
@@ -160,6 +166,7 @@ def tile_map(plan: TilePlan, spec: OutputSpec, overlaps: Overlaps, stds: NDArray
         "top": first[0] - plan.rows.start,
         "left": first[1] - plan.cols.start,
         "step": pool * plan.tiling.stride,
+        "unit": _SHARE if classes else "standard deviations",
         "values": base64.b64encode(_pooled(cells, pool).astype("<f2").tobytes()).decode(),
     }
     return {SEAMS_TAG: json.dumps(said, sort_keys=True)}
@@ -176,6 +183,7 @@ class TileMap:
     top: int
     left: int
     step: int
+    unit: str
 
 
 def parse_tile_map(tags: Mapping[str, str]) -> TileMap | None:
@@ -184,7 +192,7 @@ def parse_tile_map(tags: Mapping[str, str]) -> TileMap | None:
         said = json.loads(tags.get(SEAMS_TAG, "null"))
         shape = (int(said["rows"]), int(said["cols"]))
         values = np.frombuffer(base64.b64decode(said["values"]), "<f2").astype(np.float32).reshape(shape)
-        return TileMap(values, int(said["top"]), int(said["left"]), int(said["step"]))
+        return TileMap(values, int(said["top"]), int(said["left"]), int(said["step"]), str(said["unit"]))
     except (ValueError, TypeError, KeyError):
         return None
 
