@@ -14,7 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "tmtool"
 HEAVY = {"torch", "terratorch", "rasterio", "numpy", "xarray", "dask", "huggingface_hub", "diffusers"}
 
 
-@pytest.mark.parametrize("args", [["--help"], ["generate", "--help"], ["info", "--help"], ["--version"], []])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["generate", "--help"], ["bench", "--help"], ["info", "--help"], ["--version"], []]
+)
 def test_help_imports_nothing_heavy(args: list[str]) -> None:
     script = (
         "import sys\nfrom tmtool.cli import main\n"
@@ -66,7 +68,7 @@ def test_log_file(tmtool: Any, tmp_path: Path, make_raster: Any, identity: str) 
 
 LAYERS = [
     {"cli", "api"},
-    {"batch"},
+    {"batch", "bench"},
     {"scene"},
     {"pictures", "catalog"},
     {"tasks"},

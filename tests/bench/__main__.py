@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tests.bench import _measure as m
-from tests.bench import accuracy, cluster, floor, generate, load, memory, others, overhead, throughput
+from tests.bench import accuracy, cluster, command, floor, generate, load, memory, others, overhead, throughput
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ PARTS = {
     "load": Part("memory of loading", load.measure_memory),
     "overhead": Part("the pipeline around a model without cost", overhead.measure),
     "cluster": Part("Dask workers beside a plain run", cluster.measure),
+    "command": Part("tmtool bench beside these benchmarks", command.measure),
 }
 
 

@@ -1,26 +1,24 @@
-"""What the benchmarks share: options, rows of the table, processes that take turns, costs, a model without cost."""
+"""What the benchmarks share: options, rows of the table, turns, costs, a model without cost. `tmtool bench` has the rest."""
 
 import os
-import platform
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+from tmtool.bench._costs import Cost, cost_of, peak_rss, synchronise
+from tmtool.bench._process import Side, in_own_process
 
+if TYPE_CHECKING:
     from tmtool.grid import FloatArray, TileBatch
     from tmtool.models import ModelSpec
     from tmtool.scene.run import Runner
+
+__all__ = ["Cost", "cost_of", "in_own_process", "peak_rss", "synchronise"]
 
 T = TypeVar("T")
 
@@ -80,16 +78,6 @@ def share(value: float) -> str:
     return f"{value:.2%}" if 0.99 < value < 1 else f"{value:.1%}"
 
 
-def peak_rss() -> int:
-    """Return the most memory that this process has held at once, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count what the parent held when it started this process
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) << 10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak << 10
-
-
 def available_bytes() -> float:
     """Return the memory that a new process can have, in bytes; infinite where the system does not say."""
     info = Path("/proc/meminfo")
@@ -97,50 +85,6 @@ def available_bytes() -> float:
         return float("inf")
     line = next(line for line in info.read_text().splitlines() if line.startswith("MemAvailable"))
     return int(line.split()[1]) << 10
-
-
-class Side:
-    """One of several that are compared: made in a fresh process by `make(*args)`, and run there whenever it is called.
-
-    `make` is a module's function that returns what is to be run. Each side has its own imports, settings and memory.
-    """
-
-    def __init__(self, make: Callable[..., Callable[[], Any]], *args: Any) -> None:
-        context = get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._name = f"{make.__module__}.{make.__name__}"
-        self._process = context.Process(target=_serve, args=(theirs, make, args))
-        self._process.start()
-        theirs.close()
-        self._receive()
-
-    def __call__(self) -> Any:
-        """Run once, and return what that gave."""
-        self._pipe.send(True)
-        return self._receive()
-
-    def close(self) -> None:
-        """End the process."""
-        self._pipe.close()
-        self._process.join()
-
-    def _receive(self) -> Any:
-        try:
-            return self._pipe.recv()
-        except EOFError:
-            self._process.join()
-            raise RuntimeError(f"{self._name} ended with status {self._process.exitcode} and no result") from None
-
-
-def _serve(pipe: "Connection", make: Callable[..., Callable[[], Any]], args: Sequence[Any]) -> None:
-    subject = make(*args)
-    pipe.send(None)
-    while True:
-        try:
-            pipe.recv()
-        except EOFError:
-            return
-        pipe.send(subject())
 
 
 def in_turn(repeat: int, subjects: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
@@ -162,35 +106,6 @@ def compared(repeat: int, sides: Mapping[str, tuple[Any, ...]], warm: int = 1) -
         return {name: found[warm:] for name, found in in_turn(warm + repeat, made).items()}
 
 
-def in_own_process(function: Callable[..., T], *args: Any) -> T:
-    """Call a module's function in a fresh process, which has imported nothing but that module."""
-    side = Side(_bound, function, args)
-    try:
-        found: T = side()
-        return found
-    finally:
-        side.close()
-
-
-def _bound(function: Callable[..., T], args: Sequence[Any]) -> Callable[[], T]:
-    return lambda: function(*args)
-
-
-def synchronise() -> None:
-    """Wait until a GPU has done all that it was given: calls return before that."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What something took: seconds on the clock, and seconds of this machine's cores by all threads together."""
-
-    wall_s: float
-    cpu_s: float
-
-
 @dataclass(frozen=True)
 class SceneCost(Cost):
     """What one scene took; of it the model's calls, and what came after the last tile (the COGs)."""
@@ -198,15 +113,6 @@ class SceneCost(Cost):
     forward_s: float
     cog_s: float
     tiles: int
-
-
-def cost_of(call: Callable[[], Any]) -> Cost:
-    """Return what a call takes, the GPU's part included."""
-    synchronise()
-    wall, cpu = time.perf_counter(), time.process_time()
-    call()
-    synchronise()
-    return Cost(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def median_of(costs: Sequence[Cost], name: str = "wall_s") -> float:
@@ -297,39 +203,11 @@ def run_pass_through(scene: Path, folder: Path, seconds: float = 0.0) -> SceneCo
 
 def machine(device: str) -> str:
     """Say what the numbers are measured on, how busy it is, and with which versions. Imports torch."""
-    import torch
-
+    from tmtool.models.machine import machine
     from tmtool.models.device import resolve
 
     compute = resolve(device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpu = ""
-    if compute.device.startswith("cuda"):
-        gpu = f"{torch.cuda.get_device_name(compute.device)}, CUDA {torch.version.cuda}; "
-    names = ("tmtool", "terratorch", "torch", "diffusers", "numpy", "rasterio")
-    return (
-        f"{gpu}{_processor()}, {cores} cores, {torch.get_num_threads()} torch threads; precision auto is "
-        f"{compute.precision}; Python {platform.python_version()}, {', '.join(f'{n} {_version(n)}' for n in names)}; "
-        f"load {os.getloadavg()[0]:.1f} at the start"
-    )
-
-
-def _processor() -> str:
-    """Name the processor, and what it has for half precision."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-    flags = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in fields.get("flags", "").split()]
-    return f"{fields.get('model name', platform.machine())} ({', '.join(flags) or 'no bf16'})"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from its folder
-        import tmtool
-
-        return tmtool.__version__ if package == "tmtool" else "absent"
+    return f"{machine(compute)} at the start; precision auto is {compute.precision}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -28,17 +28,18 @@ def generated(options: m.Options, precision: str, chips: list[Any]) -> dict[tupl
 
     from tests.bench import _models
     from tmtool.modality import MODALITIES
+    from tmtool.models.quality import drawn
 
     changes = {"outputs": outputs_of(options), "sampling": replace(_models.SAMPLING, temperature=0)}
     full, half = (_models.tmtool_model(options, "generate", p, **changes) for p in ("fp32", precision))
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for chip in chips:
         batch = _models.batch_of(chip[None], first=0)
-        tokens, exact = _drawn(full, batch)
-        own, whole = _drawn(half, batch)
-        _, decoded = _drawn(half, batch, tokens)
+        tokens, exact = drawn(full, batch)
+        own, whole = drawn(half, batch)
+        _, decoded = drawn(half, batch, tokens)
         for name in changes["outputs"]:
-            found[name, "tokens"].append(float((tokens[name] == own[name]).float().mean()))
+            found[name, "tokens"].append(float((tokens[name] == own[name]).mean()))
             for kind, pixels in (("decoder", decoded[name]), ("end to end", whole[name])):
                 if MODALITIES[name].classes:
                     found[name, kind].append(float((pixels.argmax(1) == exact[name].argmax(1)).mean()))
@@ -46,22 +47,6 @@ def generated(options: m.Options, precision: str, chips: list[Any]) -> dict[tupl
                     std = np.asarray(moments_of(name)[1])[None, :, None, None]
                     found[name, kind].append(float(np.sqrt((((pixels - exact[name]) / std) ** 2).mean())))
     return dict(found)
-
-
-def _drawn(model: Any, batch: Any, given: Any = None) -> tuple[Any, Any]:
-    """Generate; return the tokens and the outputs. `given` tokens take the place of those that the model draws."""
-    seen: dict[str, Any] = {}
-    real = type(model).draw
-
-    def draw(embedded: Any, cells: Any) -> Any:
-        seen.update(given or real(model, embedded, cells))
-        return dict(seen)
-
-    model.draw = draw
-    try:
-        return seen, model(batch)
-    finally:
-        del model.draw
 
 
 def encoded(options: m.Options, precision: str, chips: list[Any]) -> dict[tuple[str, str], list[float]]:

@@ -8,9 +8,8 @@ convolutions at that of convolutions.
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
-from math import prod
 from typing import Any
 
 from tests.bench import _measure as m
@@ -26,35 +25,15 @@ class Ceilings:
 
 
 def ceilings(options: m.Options) -> Ceilings:
-    """Measure the device's ceilings: the best of several tries."""
-    import torch
-
-    from tmtool.models._parts import DTYPES
+    """Measure the device's ceilings."""
     from tmtool.models.device import resolve
+    from tmtool.models.measures import ceiling_of
 
     compute = resolve(options.device)
-    cpu = compute.device == "cpu"
-    side, images = (2048, 2) if cpu else (16384, 64)
-    products, convolutions = {}, {}
-    for precision in dict.fromkeys(("fp32", compute.precision, "bf16")):
-        kind: Any = {"dtype": DTYPES[precision], "device": compute.device}
-        a, b = torch.randn(side, side, **kind), torch.randn(side, side, **kind)
-        x = torch.randn(images, 512, 32, 32, **kind).to(memory_format=torch.channels_last)
-        layer = torch.nn.Conv2d(512, 512, 3, padding=1, **kind).to(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            products[precision] = 2 * side**3 / _best(lambda a=a, b=b: a @ b) / 1e12
-            flop = 2 * images * 32 * 32 * 512 * 512 * 9
-            convolutions[precision] = flop / _best(lambda x=x, layer=layer: layer(x)) / 1e12
-    return Ceilings(compute.precision, products, convolutions)
-
-
-def _best(call: Callable[[], Any], least_s: float = 1.0) -> float:
-    """Return the least seconds of a call, tried for at least `least_s`."""
-    call()
-    took, start = [], time.perf_counter()
-    while time.perf_counter() - start < least_s or len(took) < 5:
-        took.append(m.cost_of(call).wall_s)
-    return min(took)
+    found = {p: ceiling_of(replace(compute, precision=p)) for p in dict.fromkeys(("fp32", compute.precision, "bf16"))}
+    return Ceilings(
+        compute.precision, *({p: getattr(c, kind) for p, c in found.items()} for kind in ("products", "convolutions"))
+    )
 
 
 class Stages:
@@ -62,7 +41,7 @@ class Stages:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self.flop: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self.flop: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.calls: dict[str, int] = defaultdict(int)
         self._open: list[tuple[str, float]] = []
         self._last = 0.0
@@ -81,15 +60,17 @@ class Stages:
 
     def _charge(self) -> None:
         """Put what passed since the last change on the innermost part."""
+        from tmtool.models.measures import counted_by
+
         m.synchronise()
         now = time.perf_counter()
         if self._open:
             name = self._open[-1][0]
             self.seconds[name] += now - self._last
             if self.counter is not None:
-                for op, flop in self.counter.flop_counts["Global"].items():
-                    self.flop[name]["convolution" if "conv" in str(op) else "product"] += flop
-                self.counter.flop_counts["Global"].clear()
+                work = counted_by(self.counter)
+                self.flop[name]["convolution"] += work.convolutions
+                self.flop[name]["product"] += work.products
         self._last = time.perf_counter()
 
     def around(self, owner: Any, attribute: str, name: str | Callable[..., str]) -> None:
@@ -114,11 +95,9 @@ def profile(options: m.Options) -> tuple[dict[str, tuple[float, float, float]], 
     """
     from statistics import median
 
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
-
     from tests.bench import _models, _scenes
     from tmtool.modality import MODALITIES
+    from tmtool.models.measures import counter
     from tmtool.models.terramind import generator
 
     model: Any = _models.tmtool_model(options, "generate")
@@ -149,22 +128,14 @@ def profile(options: m.Options) -> tuple[dict[str, tuple[float, float, float]], 
         run()
         turns.append(dict(stages.seconds))
 
-    def convolution(x: Any, w: Any, *_: Any, out_shape: Any, **__: Any) -> int:
-        return int(conv_flop_count(x, w, out_shape))
-
-    def linear(x: Any, w: Any, *_: Any, **__: Any) -> int:
-        return 2 * prod(x) * int(w[0])
-
-    # what oneDNN is asked for by name is unknown to the counter
-    of = {torch.ops.mkldnn._convolution_pointwise: convolution, torch.ops.mkldnn._linear_pointwise: linear}
-    stages.counter = FlopCounterMode(display=False, custom_mapping=of)
+    stages.counter = counter()
     with stages.counter:
         run()
     return {
         name: (
             median(t[name] for t in turns),
-            stages.flop[name]["product"] / 1e12,
-            stages.flop[name]["convolution"] / 1e12,
+            stages.flop[name]["product"],
+            stages.flop[name]["convolution"],
         )
         for name in turns[0]
     }

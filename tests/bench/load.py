@@ -40,6 +40,7 @@ def load(folder: Path | None, size: str, precision: str) -> tuple[int, int]:
 
     from tmtool import models
     from tmtool.models.device import Compute
+    from tmtool.models.measures import weights_of
     from tmtool.models.weights import locate
 
     import_module(models.find(size).module)
@@ -48,9 +49,7 @@ def load(folder: Path | None, size: str, precision: str) -> tuple[int, int]:
     files = locate(models.find(size).files(spec), folder and str(folder), offline=True)
     spec = spec_of(size, "generate", ("S2L2A",), m.OUTPUTS, compute=Compute("cpu", precision), files=files)
     model = models.build(spec)
-    parts = (model.core, *model.tokenizers.values())  # type: ignore[attr-defined]
-    used = {p.data_ptr(): p.numel() * p.element_size() for part in parts for p in part.parameters()}
-    return m.peak_rss() - base, sum(used.values())
+    return m.peak_rss() - base, weights_of(model)[1]
 
 
 def weights(options: m.Options) -> Path | None:

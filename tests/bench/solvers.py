@@ -8,22 +8,22 @@ difference in the modality's pretraining standard deviations. With random weight
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
+from tmtool import models
 from tmtool.grid import TileBatch, Window
-from tmtool.models import build
+from tmtool.models.quality import distance, drawn, limit_of, reference_of, sampled
 from tmtool.models.terramind import generator
-from tmtool.models.terramind._sampling import SOLVERS
 from tmtool.scene.blocks import Models
 from tmtool.scene.job import Job
 from tmtool.source import Reader, inspect
 from tmtool.tasks import Generate
 
 CASES = (("ddim", 10), ("ddim", 20), ("dpm", 3), ("dpm", 4), ("dpm", 5), ("dpm", 10))
-LIMIT = 500
 
 
 def main() -> None:
@@ -40,34 +40,43 @@ def main() -> None:
     row, col = ((n - size) // 2 for n in source.grid.shape)
     with Reader(source) as reader:
         pixels, _ = reader.read(Window(row, col, size, size))
-    job = Job(Generate(outputs), model=options.model, weights=options.weights, precision="fp32")
-    model = build(Models(job).spec((source.modality.name,)))
-    rows: list[dict[tuple[str, int], tuple[float, float]]] = []
-    spreads: list[float] = []
-
-    def measured(predict, start, alphas, steps, clip):  # type: ignore[no-untyped-def]
-        limit = SOLVERS["ddim"](predict, start, alphas, LIMIT, clip)
-        found = {}
-        for name, count in CASES:
-            began = time.perf_counter()
-            x = SOLVERS[name](predict, start, alphas, count, clip)
-            found[name, count] = float((x - limit).abs().mean()), time.perf_counter() - began
-        rows.append(found)
-        spreads.append(float(limit.std()))
-        return limit
-
-    generator.SOLVERS = {"ddim": measured}  # type: ignore[assignment]
     at = np.zeros(1, np.int64)
-    with torch.inference_mode():
-        model(TileBatch({source.modality.name: pixels[None]}, at + row, at + col))
+    batch = TileBatch({source.modality.name: pixels[None]}, at + row, at + col)
+    job = Job(Generate(outputs), model=options.model, weights=options.weights, precision="fp32")
+    spec = limit_of(Models(job).spec((source.modality.name,)))
+    model: Any = models.build(spec)
+    limit = reference_of(model, batch)
+    took: list[float] = []
+    generator.SOLVERS = {name: _timed(solver, took) for name, solver in generator.SOLVERS.items()}  # type: ignore[assignment]
+    rows: dict[str, dict[tuple[str, int], tuple[float, float]]] = {output: {} for output in outputs}
+    for name, count in CASES:
+        took.clear()
+        model.spec = sampled(spec, solver=name, timesteps=count)
+        _, made = drawn(model, batch, limit.tokens)
+        for output, seconds in zip(outputs, took, strict=True):
+            rows[output][name, count] = distance(spec, output, made[output], limit.outputs[output]), seconds
     print(
         f"| output | std of the limit | {' | '.join(f'{name} {n}' for name, n in CASES)} | dpm 4 / ddim 10 | its time |"
     )
     print(f"|{'---|' * (len(CASES) + 4)}")
-    for output, found, spread in zip(outputs, rows, spreads, strict=True):
+    for output, found in rows.items():
         cells = " | ".join(f"{found[case][0]:.4f}" for case in CASES)
         (near, quick), (far, slow) = found["dpm", 4], found["ddim", 10]
+        mean, std = (np.asarray(v)[:, None, None] for v in models.find(spec.name).moments(spec.modality(output)))
+        spread = float(((limit.outputs[output] - mean) / std).std())
         print(f"| {output} | {spread:.2f} | {cells} | {near / far:.2f} | {quick / slow:.2f} |")
+
+
+def _timed(solver: Callable[..., Any], took: list[float]) -> Callable[..., Any]:
+    """Return a solver that notes its seconds."""
+
+    def timed(*args: Any) -> Any:
+        start = time.perf_counter()
+        found = solver(*args)
+        took.append(time.perf_counter() - start)
+        return found
+
+    return timed
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from tmtool import __version__
-from tmtool.cli import compare, embed, generate, info, models, predict, preview, reconstruct, stac, tokenize
+from tmtool.cli import bench, compare, embed, generate, info, models, predict, preview, reconstruct, stac, tokenize
 from tmtool.cli._streams import standard_streams
 from tmtool.names import shown
 
@@ -58,6 +58,7 @@ app.command("embed", no_args_is_help=True)(embed.embed)
 app.command("predict", no_args_is_help=True)(predict.predict)
 app.command("preview", no_args_is_help=True)(preview.preview)
 app.command("compare", no_args_is_help=True)(compare.compare)
+app.command("bench")(bench.bench)
 app.command("stac", no_args_is_help=True)(stac.stac)
 app.command("info", no_args_is_help=True)(info.info)
 app.add_typer(models.app, name="models")

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
+from typer.models import OptionInfo
+
 
 def composed(function: Callable[..., None]) -> Callable[..., None]:
     """Return the command that takes the fields of a function's groups as options of its own, and calls it with the groups.
@@ -40,3 +42,20 @@ def _parameters(
         for field in fields(groups[name]):
             default = inspect.Parameter.empty if field.default is MISSING else field.default
             yield inspect.Parameter(field.name, kind, default=default, annotation=of_group[field.name])
+
+
+def words_of(group: Any) -> list[str]:
+    """Return the words of a command line that give a group its values; those at their defaults are left out."""
+    hints = get_type_hints(type(group), include_extras=True)
+    words: list[str] = []
+    for field in fields(group):
+        value = getattr(group, field.name)
+        if value == field.default:
+            continue
+        (option,) = (data for data in hints[field.name].__metadata__ if isinstance(data, OptionInfo))
+        # typer takes the first name for a default, until it makes the command
+        names = map(str, (option.default, *(option.param_decls or ())))
+        name = next(name for name in names if name.startswith("--"))
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            words += [name] if one is True else [name, str(one)]
+    return words

@@ -1,7 +1,8 @@
 """torch: what oneDNN computes if it is asked by name, and how torch's compiler fails."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -67,6 +68,26 @@ def pack_convolution(
     """Return a convolution's plain weight packed for inputs of a shape `(B, C, H, W)`. See `can_pack`."""
     pack: Any = _nn().mkldnn_reorder_conv2d_weight
     return pack(weight.to_mkldnn(), padding, stride, dilation, groups, shape)  # type: ignore[no-any-return]
+
+
+def counted_operations() -> dict[Any, Callable[..., int]]:
+    """Return the operations of what oneDNN is asked for by name, for `custom_mapping` of torch's `FlopCounterMode`.
+
+    - Why: the counter does not know these functions, and would count a model's linear layers and convolutions as nothing.
+    - Uses: `_linear_pointwise` and `_convolution_pointwise` of `torch.ops.mkldnn`, as above.
+    - Without them: nothing calls them, and nothing is to be counted.
+    """
+    from torch.utils.flop_counter import conv_flop_count
+
+    def convolution(x: Any, w: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+        return int(conv_flop_count(x, w, out_shape))
+
+    def linear(x: Any, w: Any, *_: Any, **__: Any) -> int:
+        return 2 * int(prod(x)) * int(w[0])
+
+    formulas = {"_convolution_pointwise": convolution, "_linear_pointwise": linear}
+    own: Any = torch.ops.mkldnn
+    return {getattr(own, name): formula for name, formula in formulas.items() if hasattr(own, name)}
 
 
 def _nn() -> Any:
