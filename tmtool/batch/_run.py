@@ -79,6 +79,10 @@ def _runner(job: Job, policy: Policy, stack: ExitStack, reporter: Reporter | Non
     return ClusterRunner(job, policy.cluster, stack, reporter, dry=policy.dry_run)
 
 
+_OF_ANY = {"seams", "level"}
+"""What is measured of any product, beside what its own measure finds."""
+
+
 class _FailedFast(Exception):
     """A scene has failed, and no other is to be begun."""
 
@@ -353,7 +357,8 @@ def _log_result(outcome: Outcome) -> None:
         _log.warning("%s: %s", outcome.scene.path, warning)
     _log.info("%s: %d tiles (%d empty) in %.1f s", stem, result.tiles, result.empty_tiles, result.seconds)
     for product in prepared.products:
-        if product.measuring and (facts := result.measured.get(product.suffix)):
+        facts = result.measured.get(product.suffix, {})
+        if product.measuring and facts.keys() - _OF_ANY:  # it had something to be measured by
             text = product.measuring.text(facts, prepared.sources[product.modality].modality)
             _log.info("%s_%s: %s", stem, product.suffix, text)
     whole = max(result.seconds, 1e-9)
