@@ -434,6 +434,27 @@ ClipSigma = Annotated[
         help="Clip decoded values to K standard deviations around the mean; TerraTorch uses 1.",
     ),
 ]
+Level = Annotated[
+    str,
+    typer.Option(
+        "--level",
+        metavar="MODALITIES",
+        rich_help_panel=TILES,
+        show_default="none",
+        help="Bring the tiles of these outputs (DEM, S1GRD, S1RTC, NDVI) to one level: a constant is added to each, found by least squares "
+        "over all overlaps.",
+    ),
+]
+LevelTo = Annotated[
+    str,
+    typer.Option(
+        "--level-to",
+        metavar="RASTER",
+        rich_help_panel=TILES,
+        show_default="none",
+        help="Bring the tiles of --level near this raster too, as dem_30m.tif; it is warped to the scene's grid.",
+    ),
+]
 Samples = Annotated[
     int,
     typer.Option(

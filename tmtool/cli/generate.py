@@ -20,6 +20,8 @@ def generate(
     in_: o.Ins = None,
     decoding_steps: o.DecodingSteps = Sampling.decoding_steps,
     format_: o.GenerateFormat = "",
+    level: o.Level = "",
+    level_to: o.LevelTo = "",
 ) -> None:
     """Generate modalities from a raster: radar, land cover, elevation, ... as georeferenced COGs.
 
@@ -40,6 +42,7 @@ def generate(
         drawn = {"top_p": drawing.top_p, "top_k": drawing.top_k, "temperature": drawing.temperature}
         sampling = decoding.sampling(decoding_steps=decoding_steps, **drawn)
         rasters, told = told_places(in_ or ())
-        task = Generate(tuple(output_named(name) for name in o.split(out)), sampling, told, format_)
+        outputs, levelled = (tuple(output_named(name) for name in o.split(names)) for names in (out, level))
+        task = Generate(outputs, sampling, told, format_, levelled, level_to)
         job = o.job_of(task, listing, output, model, tiles, drawing.seed)
         run_command(job, listing, output, o.policy_of(run, output, model), rasters, as_json=run.json_, quiet=log.quiet)

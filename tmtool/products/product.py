@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 from tmtool.errors import ProductError
 from tmtool.files.cog import COG
 from tmtool.files.writer import Format, Layout, Statistics
-from tmtool.grid import BoolArray, OutputSpec, Strip
+from tmtool.grid import BoolArray, Cells, OutputSpec, Strip
 from tmtool.modality import Modality
+from tmtool.provenance import Provenance
 from tmtool.source import Source
 
 Combine = Callable[[Sequence[Strip]], Mapping[str, NDArray[Any]]]
 """Makes the values `(channels, h, w)` of outputs, by their names, from the same rows of each draw."""
+
+Describe = Callable[[Provenance, Layout, Cells], Mapping[str, Any]]
+"""Returns the attributes that a convention asks for, by how a product was made, what it holds and what its cells stand for."""
 
 
 class Measure(Protocol):
@@ -63,8 +67,14 @@ class Product:
     drop: str = ""
     about: tuple[tuple[str, Any], ...] = ()
     """What its provenance says of it alone."""
+    level: bool = False
+    """Whether its tiles are brought to one level when all are stitched."""
     combine: Combine | None = None
     """What makes this and the products beside it of several draws of the model's output."""
+    variable: str = ""
+    """What its values are called where formats name them; else by its suffix."""
+    described: Describe | None = None
+    """What it says of itself in the words of a convention."""
 
 
 def pixels_of(modality: Modality) -> Product:

@@ -20,7 +20,7 @@ from tmtool.models.device import Compute
 from tmtool.models.requests import input_name
 from tmtool.products.product import Product
 from tmtool.settings import Extent, Reading, RunSettings, Tiling
-from tmtool.source import Reader, ShapeMask, Source, check_reading, grid_of, masked, on_grid, placed
+from tmtool.source import Reader, ShapeMask, Source, check_reading, grid_of, inspect, masked, on_grid, placed
 from tmtool.tasks import Task
 from tmtool.tiles.batches import Feed, TileInput, load
 from tmtool.tiles.draws import MEMORY_BYTES
@@ -122,6 +122,8 @@ class Prepared:
     """The grid that the inputs share, on which tiles are counted."""
     area: ShapeMask | None = None
     """What lies outside the area of interest, if there is one."""
+    reference: Source | None = None
+    """The raster that a product is brought to the level of, on the grid."""
 
     @property
     def made(self) -> Grid:
@@ -224,7 +226,16 @@ def prepared_of(job: Job, scene: Scene, found: Sequence[Source]) -> Prepared:
             there = replace(there, brought="")  # only the tiles begin elsewhere
         sources[name] = masked(there, place.grid, reading.mask)
     plan = TilePlan(place.grid.shape, job.tiling, job.entry.patch, place.part, place.pinned, place.position)
-    return Prepared(scene, sources, plan.snapped([p.spec for p in products]), products, place.grid, place.area)
+    level = _level_of(job, place.grid, path)
+    return Prepared(scene, sources, plan.snapped([p.spec for p in products]), products, place.grid, place.area, level)
+
+
+def _level_of(job: Job, grid: Grid, path: str) -> Source | None:
+    """Return the raster that a product is brought to the level of, on the grid of a scene. Raises `InputError`."""
+    if job.task.reference is None:
+        return None
+    modality, raster = job.task.reference
+    return on_grid(inspect(raster, modality, job.reading), grid, job.reading.resampling, 0.0, path)
 
 
 def _check_targets(prepared: Prepared) -> None:

@@ -12,14 +12,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tmtool.errors import ClusterError, ProductError
+from tmtool.errors import ClusterError, InputError, ProductError
 from tmtool.files.journal import Journal, Record, journal_path, read
-from tmtool.files.writer import ProductWriter
-from tmtool.grid import Strip
+from tmtool.files.writer import About, ProductWriter, Statistics
+from tmtool.grid import Strip, Window
 from tmtool.products.product import Measure, Product, check_statistics
 from tmtool.provenance import Provenance, differences
 from tmtool.scene.job import STRIPS_AHEAD, Prepared, target
+from tmtool.source import Reader, pixel_size_m
 from tmtool.tiles.engine import Block, Watch, finished
+from tmtool.tiles.level import Anchor, field, level_facts, offsets
 from tmtool.tiles.overlaps import Overlaps
 from tmtool.tiles.seams import BorderSteps, Seams, seams_of, tile_map
 from tmtool.tiles.stitch import SceneMean
@@ -240,6 +242,53 @@ class SceneWriter:
                 for measure in self._measuring(name):
                     measure.add(row + top, values, valid)
 
+    def _tags(self, name: str, made: Provenance, written: WrittenScene) -> dict[str, str]:
+        """Return the tags of a product, and say what its seams are."""
+        if name not in self._steps:
+            return made.tags()
+        suffix, (seams, tags) = self._products[name].suffix, self._seams(name)
+        written.measured.setdefault(suffix, {})["seams"] = seams.facts()
+        written.warnings += seams.warning(suffix)
+        if text := seams.text():
+            _log.debug("%s_%s: %s", self._prepared.scene.stem, suffix, text)
+        return made.with_details(seams=seams.facts()).tags() | tags
+
+    def _level(self, name: str) -> dict[str, Any]:
+        """Bring the tiles of a product to one level: its rows are written again. Return what was removed, by band."""
+        plan, product, writer = self._prepared.plan, self._products[name], self._writers[name]
+        bands, spec, top = product.layout.bands, product.spec, self._corners[name][0]
+        before = Overlaps.total(self._overlaps[name], len(bands))
+        found = offsets(before, self._anchor(name))
+        writer.statistics, self._steps[name] = Statistics(len(bands)), BorderSteps(plan, spec, len(bands))
+        for strip in field(plan, spec, found):
+            rows = range(strip.row - top, strip.row - top + len(strip.valid))
+            values, valid, _ = writer.reread(rows, range(writer.grid.shape[1]))
+            levelled = product.finish(replace(strip, values=values + strip.values, valid=valid))
+            writer.write(rows.start, levelled, valid)
+            self._steps[name].add(strip.row, levelled, valid)
+        after = found.applied(before)
+        self._overlaps[name] = [after]
+        return level_facts(bands, found, before, after)
+
+    def _anchor(self, name: str) -> Anchor | None:
+        """Return how far the raster that gives the level lies above a product, tile by tile; None where none does."""
+        plan, product, writer = self._prepared.plan, self._products[name], self._writers[name]
+        if self._prepared.reference is None:
+            return None
+        (top, left), (height, width) = self._corners[name], writer.grid.shape
+        anchor = Anchor(plan, product.spec, len(product.layout.bands))
+        with Reader(self._prepared.reference) as reader:
+            for row in range(0, height, plan.step):
+                rows = range(row, min(row + plan.step, height))
+                values, valid, _ = writer.reread(rows, range(width))
+                known, there = reader.read(Window(top + row, left, len(rows), width))
+                anchor.add(top + row, left, known - values, valid & there)
+        if not anchor.counts.any():
+            raise InputError(
+                f"{self._prepared.reference.path}: --level-to has no valid pixel where {product.suffix} has one."
+            )
+        return anchor
+
     def _seams(self, name: str) -> tuple[Seams, dict[str, str]]:
         """Return the seams of a product, and the tag with those of its tiles."""
         product, writer = self._products[name], self._writers[name]
@@ -266,23 +315,18 @@ class SceneWriter:
         if len(self.columns) > 1:
             self._measure_afterwards()
         written = WrittenScene()
+        for name, product in self._products.items():
+            if product.level:
+                written.measured.setdefault(product.suffix, {})["level"] = self._level(name)
         complete = {n for n, p in self._products.items() if p.holes and self._is_complete(n)}
         kept = {name: product for name, product in self._products.items() if name not in complete}
         for name, product in kept.items():
             written.warnings += check_statistics(product, self._writers[name].statistics, self._watch.varies)
             if name in self._measures:
-                written.measured[product.suffix] = self._measures[name].result()
+                written.measured.setdefault(product.suffix, {}).update(self._measures[name].result())
         for name, product in kept.items():
             made = self._provenance_of(product, kept)
-            tags: dict[str, str] = {}
-            if name in self._steps:
-                seams, tags = self._seams(name)
-                made = made.with_details(seams=seams.facts())
-                written.measured.setdefault(product.suffix, {})["seams"] = seams.facts()
-                written.warnings += seams.warning(product.suffix)
-                if text := seams.text():
-                    _log.debug("%s_%s: %s", self._prepared.scene.stem, product.suffix, text)
-            self._writers[name].build(made.tags() | tags)
+            self._writers[name].build(self._tags(name, made, written), self._about(product, made))
         check()
         with self._commit:
             if self._stopped:
@@ -295,6 +339,12 @@ class SceneWriter:
         written.at = time.monotonic()
         written.beside = tuple(path for name, path in paths.items() if self._products[name].holes)
         return written
+
+    def _about(self, product: Product, made: Provenance) -> About:
+        """Return what formats with a place for it say of a product."""
+        cells = self._prepared.plan.cells(product.spec, pixel_size_m(self._prepared.grid))
+        said = product.described(made, product.layout, cells) if product.described else {}
+        return About(product.variable or product.suffix, said, cells)
 
     def _is_complete(self, name: str) -> bool:
         height, width = self._writers[name].grid.shape

@@ -167,6 +167,11 @@ class Task(ABC):
     def products(self, spec: ModelSpec, entry: ModelEntry) -> tuple[Product, ...]:
         """Return what is written of a scene."""
 
+    @property
+    def reference(self) -> tuple[Modality, str] | None:
+        """The raster, and what it is taken for, that a product is brought to the level of; None for none."""
+        return None
+
     def encoding(self, source: Source) -> "Task | None":
         """Return the task that turns a source into what the model takes, or None if it is that already."""
         return None

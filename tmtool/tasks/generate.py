@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tmtool.errors import InputError, UsageError
 from tmtool.files.cog import COG
@@ -13,6 +13,7 @@ from tmtool.modality import MODALITIES, Modality, find
 from tmtool.models import Generation, ModelEntry, ModelSpec, Request, Sampling
 from tmtool.models.card import Given
 from tmtool.models.text import SEQUENCES, check
+from tmtool.names import base
 from tmtool.products.draws import BESIDE_A_MEAN, of_draws
 from tmtool.products.product import Product, pixels_of
 from tmtool.provenance import Provenance
@@ -27,7 +28,8 @@ RASTERS: dict[str, Format] = {"cog": COG}
 class Generate(Task):
     """Make the modalities `outputs`, in order: each conditions the next.
 
-    With `coords` the model is told where tiles lie. A product has the file `format` if there is one of this name for its
+    With `coords` the model is told where tiles lie. Tiles of the outputs `level` are brought to one level, that of the raster
+    `level_to` if there is one. A product has the file `format` if there is one of this name for its
     kind, else the first of its kind.
     """
 
@@ -55,6 +57,8 @@ class Generate(Task):
     sampling: Sampling = field(default_factory=Sampling)
     coords: bool = False
     format: str = ""
+    level: tuple[str, ...] = ()
+    level_to: str = ""
 
     @property
     def wants_places(self) -> bool:
@@ -78,10 +82,38 @@ class Generate(Task):
         if not self.outputs:
             raise UsageError("--out names no modality.")
         self.sampling.check()
+        self._check_level(entry)
         if self.sampling.samples > 1 and (said := [m for m in self.outputs if m in SEQUENCES]):
             raise UsageError(
                 f"--samples {self.sampling.samples}: {', '.join(said)} has no mean; leave it out of --out."
             )
+
+    def _check_level(self, entry: ModelEntry) -> None:
+        absent = [m for m in self.level if m not in self.outputs]
+        if absent:
+            raise UsageError(
+                f"--level {','.join(absent)}: --out does not ask for it; it has {', '.join(self.outputs)}."
+            )
+        unfit = [m for m in self.level if m in SEQUENCES or not _has_level(entry.modalities[m])]
+        if unfit:
+            raise UsageError(
+                f"--level {','.join(unfit)}: only DEM, S1GRD, S1RTC and NDVI have a level that tiles can differ by."
+            )
+        if self.level_to and len(self.level) != 1:
+            raise UsageError(
+                f"--level-to {self.level_to}: is the level of one modality; --level names {', '.join(self.level) or 'none'}."
+            )
+
+    @property
+    def reference(self) -> tuple[Modality, str] | None:
+        """The raster that gives the level."""
+        return (find(self.level[0]), self.level_to) if self.level_to else None
+
+    def details(self, spec: ModelSpec, grid: Grid) -> Mapping[str, Any]:
+        """Return what is levelled."""
+        if not self.level:
+            return {}
+        return {"level": {"outputs": list(self.level)} | ({"to": base(self.level_to)} if self.level_to else {})}
 
     def check_source(self, source: Source, model: str, entry: ModelEntry) -> None:
         """Raise `InputError` if the model does not take a raster, or would have to make the same."""
@@ -107,7 +139,13 @@ class Generate(Task):
         return tuple(replace(product, format=_format_of(product.modality, self.format)) for product in made)
 
     def _pixels(self, modality: Modality) -> tuple[Product, ...]:
-        return of_draws(pixels_of(modality), modality, self.sampling.samples)
+        pixels = replace(pixels_of(modality), level=modality.name in self.level)
+        return of_draws(pixels, modality, self.sampling.samples)
+
+
+def _has_level(modality: Modality) -> bool:
+    """Return whether a modality is one quantity, of which a tile's mean may be wrong and its relief right."""
+    return not (modality.classes or modality.is_optical or modality.name == "RGB")
 
 
 def output_named(name: str) -> str:

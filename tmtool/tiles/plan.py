@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from tmtool.grid import Grid, OutputSpec, Placement, Tile, Window, reflect
+from tmtool.grid import Cells, Grid, OutputSpec, Placement, Tile, Window, reflect
 from tmtool.modality import TOKEN_PX
 from tmtool.settings import Tiling
 
@@ -132,6 +132,16 @@ class TilePlan:
     def side(self, spec: OutputSpec) -> int:
         """Source px per product row or column."""
         return self.step if spec.pool == "tile" else spec.scale
+
+    def cells(self, spec: OutputSpec, pixel_m: float | None) -> Cells:
+        """Return what the cells of the part's product stand for; of a tile it is what is kept of it."""
+        corner = (self.rows.start, self.cols.start)
+        if spec.pool == "scene":
+            whole = (len(self.rows), len(self.cols))
+            return Cells(whole, whole, corner, pixel_m)
+        side = self.side(spec)
+        kept = self.size - 2 * self.delta if spec.pool == "tile" else side
+        return Cells((kept, kept), (side, side), corner, pixel_m)
 
     def product_rows(self, rows: range, spec: OutputSpec) -> range:
         """Return the product rows that begin in these source rows."""
