@@ -4,7 +4,7 @@ PY := .venv/bin/python
 
 GALLERY := docs/gallery_scene.png docs/gallery_land.png docs/gallery_patches.png
 
-.PHONY: demo test test-lowest lint bench clean docs/tokens.png docs/embed.png docs/preview.png docs/page.png docs/water.png $(GALLERY) tmtool/pictures/page/ol.js
+.PHONY: demo test test-lowest lint bench clean docs/gallery_spread.png docs/tokens.png docs/embed.png docs/preview.png docs/page.png docs/water.png $(GALLERY) tmtool/pictures/page/ol.js
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -68,6 +68,10 @@ docs/water.png: .venv/installed
 	.venv/bin/tmtool predict samples/demo_scene.tif --config samples/water.yaml --checkpoint samples/water.ckpt \
 	  --probabilities --output-dir out --overwrite
 	$(PY) samples/render_demo.py out $@
+
+docs/gallery_spread.png: .venv/installed
+	.venv/bin/tmtool generate samples/demo_scene.tif --out S1GRD,LULC --model demo --samples 4 --output-dir out/draws --overwrite
+	$(PY) samples/render_demo.py out/draws $@
 
 $(GALLERY): docs/demo.png docs/tokens.png docs/embed.png docs/water.png
 	$(PY) samples/render_demo.py out $@

@@ -35,8 +35,9 @@ GALLERIES = {
     "gallery_scene": (240, ("", "S1GRD", "LULC")),
     "gallery_land": (240, ("DEM", "NDVI", "pred", "prob")),
     "gallery_patches": (320, ("S2L2A_tokens", "S2L2A_rec", "embed_layer2")),
+    "gallery_spread": (240, ("S1GRD_std", "LULC_prob", "LULC_entropy", "S1GRD+tiles")),
 }
-"""The longest side of each panel, and the products, where nothing is the scene."""
+"""The longest side of each panel, and the products, where nothing is the scene; +tiles lays the tiles over one."""
 
 NOT_MADE = {"demo_scene": ("S2L2A", "demo_scene   the sample"), "demo_scene_DEM": ("DEM", "DEM   as synthesised")}
 """What tmtool has not made: its modality, and a title."""
@@ -74,8 +75,10 @@ def write_heights(path: Path) -> None:
 
 def sheet(path: Path, size: int) -> Image.Image:
     """Return a raster as `preview` draws it; what tmtool has not made is told of which modality it is."""
+    name, _, tiles = path.stem.partition("+")
+    path = path.with_stem(name)
     if path.stem not in NOT_MADE:
-        return Image.open(preview(path, Look(size)))
+        return Image.open(preview(path, Look(size, tiles=bool(tiles))))
     modality, title = NOT_MADE[path.stem]
     read = read_at(path, Look(size))
     colours, legend = of_modality(modality, read.values, read.valid, read.grid, "")
@@ -101,7 +104,7 @@ def main() -> None:
         paths = [folder / f"demo_scene_{name}.tif" if name else SCENE for name in names]
         if "DEM" in names:
             write_heights(folder / "demo_scene_DEM.tif")
-        picture = gallery(paths, size)
+        picture = gallery(paths, size).quantize(256)
     else:
         picture = side_by_side([SCENE, *(folder / f"demo_scene_{name}.tif" for name in PICTURES[target.stem])])
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -324,6 +324,7 @@ def test_provenance_is_the_commands(tmtool: Any, make_raster: Any, identity: str
     assert tmtool("generate", path, "--out", "DEM", "--model", identity, "-o", tmp_path / "out").exit_code == 0
     with rasterio.open(tmp_path / "out" / "scene_DEM.tif") as src:
         expected = json.loads(src.tags()["TMTOOL_PROVENANCE"])
+    del expected["seams"]  # known when all rows are
     assert json.loads(package.generate(path, "DEM", model=identity).DEM.attrs["TMTOOL_PROVENANCE"]) == expected
 
 

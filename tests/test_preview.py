@@ -201,7 +201,7 @@ def test_tiles_are_drawn_by_how_far_they_disagree(tmtool: Any, products: Path, t
     assert result.exit_code == 2
     assert "does not say how far its tiles disagree" in result.stderr
     cells = np.array([[0, 1], [2, np.nan]], "<f2")
-    said = {"rows": 2, "cols": 2, "top": -20, "left": 0, "step": 120, "unit": "standard deviations",
+    said = {"rows": 2, "cols": 2, "top": -20, "left": 0, "step": 120, "unit": "std",
             "values": base64.b64encode(cells.tobytes()).decode()}  # fmt: skip
     with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dst:
         dst.update_tags(TMTOOL_SEAMS=json.dumps(said))

@@ -138,7 +138,7 @@ def test_a_broken_blend_is_told_and_the_usual_one_is_not(
             assert (tiled.top, tiled.left, tiled.step) == (4, 4, 48)
             assert tiled.values.shape == (7, 7)
             assert (tiled.values > 0).all()
-            assert tiled.unit == ("of px" if product == "LULC" else "standard deviations")
+            assert tiled.unit == ("of px" if product == "LULC" else "std")
     if seen:  # the last product's, held against plain numpy
         apart = (values[:, 1:] != values[:, :-1]).mean(axis=0), (values[1:] != values[:-1]).mean(axis=1)
         places = np.arange(1, 300)

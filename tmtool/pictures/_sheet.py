@@ -152,10 +152,12 @@ def _draw_legend(draw: "ImageDraw", legend: Legend, at: tuple[int, int, int], fo
     side = font.size
     line = round(1.6 * side)
     if legend.ramp:
-        words = f"{legend.text}: {legend.low}" if legend.text else legend.low
+        bar = min(120, max(20, width // 4))
+        room = width - bar - 16 - font.getlength(legend.high)
+        words = f"{_cut(legend.text, round(room - font.getlength(f': {legend.low}')), font)}: " if legend.text else ""
+        words += legend.low
         draw.text((left, top), words, _INK, font)
         x = left + round(font.getlength(words)) + 8
-        bar = min(120, max(20, width // 4))
         stops = np.stack([rgb(colour) for colour in legend.ramp])
         for i in range(bar):
             at_ = i / (bar - 1) * (len(stops) - 1)

@@ -166,7 +166,7 @@ def tile_map(plan: TilePlan, spec: OutputSpec, overlaps: Overlaps, stds: NDArray
         "top": first[0] - plan.rows.start,
         "left": first[1] - plan.cols.start,
         "step": pool * plan.tiling.stride,
-        "unit": _SHARE if classes else "standard deviations",
+        "unit": _SHARE if classes else "std",
         "values": base64.b64encode(_pooled(cells, pool).astype("<f2").tobytes()).decode(),
     }
     return {SEAMS_TAG: json.dumps(said, sort_keys=True)}
