@@ -19,16 +19,20 @@ import shapely
 import xarray
 from affine import Affine
 from rasterio.crs import CRS
+from zarr.codecs import GzipCodec
 
 import tmtool.files.geoparquet
 import tmtool.files.zarr
 from tests.conftest import TRANSFORM
+from tests.newer_gdal import asked
 from tmtool.errors import DiskError, ProductError
 from tmtool.files.cf import locate
 from tmtool.files.geoparquet import GEOPARQUET
-from tmtool.files.writer import Format, Layout, ProductWriter, Work
+from tmtool.files.majortom import MAJORTOM, grid_cells
+from tmtool.files.writer import About, Format, Layout, ProductWriter, Work
 from tmtool.files.zarr import ZARR
-from tmtool.grid import Grid
+from tmtool.grid import Cells, Grid, at
+from tmtool.provenance import Provenance
 
 UTM = Grid(CRS.from_epsg(32719), TRANSFORM, (37, 21))
 DEGREES = Grid(CRS.from_epsg(4326), Affine(0.00143, 0, -70.7, 0, -0.00144, -33.4), (9, 70))
@@ -42,6 +46,7 @@ BANDS = tuple(f"E{i:03}" for i in range(12))
 FLOAT32 = Layout(BANDS, "float32", float("nan"), unit="1")
 FLOAT16 = Layout(BANDS, "float16", float("nan"), work_dtype="float32")
 INT8 = Layout(BANDS, "int8", -128, work_dtype="float32")
+EMBEDDINGS = About("embedding")
 TAGS = {"TMTOOL_PROVENANCE": json.dumps({"model": "narrow", "seed": 3})}
 
 
@@ -55,13 +60,22 @@ def embeddings(layout: Layout, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     return values.astype(np.float32), valid
 
 
-def write(path: Path, grid: Grid, layout: Layout, format: Format, values: np.ndarray, valid: np.ndarray) -> Path:
+def write(
+    path: Path,
+    grid: Grid,
+    layout: Layout,
+    format: Format,
+    values: np.ndarray,
+    valid: np.ndarray,
+    tags: Mapping[str, str] = TAGS,
+    about: About = EMBEDDINGS,
+) -> Path:
     writer = ProductWriter(path, grid, layout, format)
     writer.create()
     try:
         for row in range(0, grid.shape[0], 7):
             writer.write(row, values[:, row : row + 7], valid[row : row + 7])
-        writer.build(TAGS)
+        writer.build(tags, about)
         return writer.commit()
     finally:
         writer.discard()
@@ -114,31 +128,32 @@ def test_coordinates_are_centres_of_cells(tmp_path: Path, grid: Grid) -> None:
 def test_a_store_keeps_the_conventions(tmp_path: Path) -> None:
     path = write(tmp_path / "e.zarr", UTM, FLOAT32, ZARR, *embeddings(FLOAT32, UTM))
     with xarray.open_zarr(path) as found:
-        assert found.attrs == {"Conventions": "CF-1.8"} | TAGS
-        assert found.embedding.attrs == {"units": "1", "grid_mapping": "spatial_ref"}
+        assert found.attrs.items() >= ({"Conventions": "CF-1.8"} | TAGS).items()
+        assert found.embedding.attrs.items() >= {"units": "1", "grid_mapping": "spatial_ref"}.items()
         assert np.isnan(found.embedding.encoding["_FillValue"])
         assert found.spatial_ref.attrs["grid_mapping_name"] == "transverse_mercator"
         assert CRS.from_wkt(found.spatial_ref.attrs["crs_wkt"]) == UTM.crs
         assert found.x.attrs["standard_name"] == "projection_x_coordinate"
         assert found.y.attrs["units"] == "metre"
-    assert (path / ".zmetadata").is_file()
+    about = json.loads((path / "zarr.json").read_text())
+    assert about["zarr_format"] == 3
+    assert set(about["consolidated_metadata"]["metadata"]) == {"band", "embedding", "spatial_ref", "x", "y"}
 
 
-@pytest.mark.parametrize("grid", [UTM, DEGREES, SOUTH_UP], ids=["utm", "degrees", "south-up"])
-@pytest.mark.parametrize("layout", [FLOAT32, FLOAT16, INT8], ids=["float32", "float16", "int8"])
-def test_gdal_reads_a_store(tmp_path: Path, grid: Grid, layout: Layout) -> None:
+@pytest.mark.parametrize(
+    ("grid", "layout"), [(UTM, FLOAT32), (DEGREES, FLOAT16), (SOUTH_UP, INT8)], ids=["float32", "float16", "int8"]
+)
+def test_gdal_reads_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: Grid, layout: Layout) -> None:
+    """GDAL from 3.11 on; that of rasterio 1.4 is older."""
+    monkeypatch.setattr(tmtool.files.zarr, "_compressor", GzipCodec)
     values, valid = embeddings(layout, grid)
     path = write(tmp_path / "e.zarr", grid, layout, ZARR, values, valid)
-    with rasterio.open(f'ZARR:"{path}":/embedding') as src:
-        assert src.crs == grid.crs
-        assert src.transform.almost_equals(grid.transform, 1e-9)
-        assert src.shape == grid.shape
-        assert src.count == len(BANDS)
-        np.testing.assert_array_equal(src.nodata, layout.nodata)
-        found = src.read(masked=True)
-    np.testing.assert_array_equal(~np.ma.getmaskarray(found)[3], valid)
-    if layout is FLOAT32:
-        np.testing.assert_array_equal(found.data[:, valid], values[:, valid])
+    said = asked(f'ZARR:"{path}":/embedding')
+    assert CRS.from_wkt(said["wkt"]) == grid.crs
+    assert Affine.from_gdal(*said["affine"]).almost_equals(grid.transform, 1e-9)
+    np.testing.assert_array_equal(said["nodata"], layout.nodata)
+    with xarray.open_zarr(path, mask_and_scale=False) as found:
+        np.testing.assert_array_equal(said["values"], found["embedding"].values.astype(np.float64))
 
 
 def test_a_store_of_float16(tmp_path: Path) -> None:
@@ -175,7 +190,7 @@ def test_a_store_replaces_an_older_one(tmp_path: Path) -> None:
     values, valid = embeddings(FLOAT32, ROTATED)
     write(path, ROTATED, FLOAT32, ZARR, values, valid)
     assert [p.name for p in tmp_path.iterdir()] == ["e.zarr"]
-    assert {p.name for p in path.iterdir() if not p.name.startswith(".")} == {"band", "embedding", "spatial_ref"}
+    assert {p.name for p in path.iterdir()} == {"zarr.json", "band", "embedding", "spatial_ref"}
     with xarray.open_zarr(path) as found:
         np.testing.assert_array_equal(found.embedding, np.where(valid, values, np.nan))
 
@@ -210,10 +225,9 @@ def test_geopandas_reads_cells_where_they_lie(tmp_path: Path, grid: Grid) -> Non
     path = write(tmp_path / "e.parquet", grid, FLOAT32, GEOPARQUET, values, valid)
     assert [p.name for p in tmp_path.iterdir()] == ["e.parquet"]
     found = geopandas.read_parquet(path)
-    rows, cols = np.nonzero(valid)
-    np.testing.assert_array_equal(found["row"], rows)
-    np.testing.assert_array_equal(found["col"], cols)
-    np.testing.assert_array_equal(np.stack(found["embedding"]), values[:, valid].T)
+    rows, cols = found["row"], found["col"]
+    assert sorted(zip(rows, cols, strict=True)) == [*zip(*map(list, np.nonzero(valid)), strict=True)]
+    np.testing.assert_array_equal(np.stack(found["embedding"]), values[:, rows, cols].T)
     assert (found.crs is None) == (grid.crs is None)
     assert grid.crs is None or CRS.from_wkt(found.crs.to_wkt()) == grid.crs
     with np.errstate(invalid="ignore"):
@@ -291,8 +305,9 @@ def test_schema_of_the_table(tmp_path: Path, layout: Layout, dtype: pa.DataType)
 def test_a_table_of_float16(tmp_path: Path) -> None:
     values, valid = embeddings(FLOAT16, UTM)
     path = write(tmp_path / "e.parquet", UTM, FLOAT16, GEOPARQUET, values, valid)
-    expected = values[:, valid].T.astype(np.float16)
-    for found in (np.stack(geopandas.read_parquet(path)["embedding"]), stacked(pq.read_table(path)["embedding"], 12)):
+    frame, table = geopandas.read_parquet(path), pq.read_table(path)
+    expected = values[:, frame["row"], frame["col"]].T.astype(np.float16)
+    for found in (np.stack(frame["embedding"]), stacked(table["embedding"], 12)):
         assert found.dtype == np.float16
         np.testing.assert_array_equal(found, expected)
 
@@ -301,9 +316,10 @@ def test_a_table_of_int8_has_scales(tmp_path: Path) -> None:
     values, valid = embeddings(INT8, UTM)
     path = write(tmp_path / "e.parquet", UTM, INT8, GEOPARQUET, values, valid)
     scales = np.array(json.loads(pq.read_metadata(path).metadata[b"scales"]))
-    for found in (np.stack(geopandas.read_parquet(path)["embedding"]), stacked(pq.read_table(path)["embedding"], 12)):
+    frame, table = geopandas.read_parquet(path), pq.read_table(path)
+    for found in (np.stack(frame["embedding"]), stacked(table["embedding"], 12)):
         assert found.dtype == np.int8
-        assert (abs(found * scales - values[:, valid].T) <= 0.5001 * scales).all()
+        assert (abs(found * scales - values[:, frame["row"], frame["col"]].T) <= 0.5001 * scales).all()
 
 
 def test_a_table_without_cells(tmp_path: Path) -> None:
@@ -316,16 +332,111 @@ def test_a_table_without_cells(tmp_path: Path) -> None:
     assert pq.read_schema(path).field("embedding").type.list_size == len(BANDS)
 
 
-def test_a_table_of_many_row_groups_equals_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tmtool.files.geoparquet, "_GROUP_CELLS", 300)
-    grid = Grid(UTM.crs, UTM.transform, (200, 4))
-    values, valid = embeddings(FLOAT32, grid)
-    valid[64:128] = False
-    path = write(tmp_path / "e.parquet", grid, FLOAT32, GEOPARQUET, values, valid)
-    assert pq.read_metadata(path).num_row_groups == 2
+@pytest.mark.parametrize("side", [1, 2, 16, 64])
+def test_a_hilbert_curve_goes_from_cell_to_cell(side: int) -> None:
+    order = tmtool.files.geoparquet.hilbert(side)
+    np.testing.assert_array_equal(np.sort(order, axis=None), np.arange(side * side))
+    at = np.argwhere(np.ones((side, side)))[np.argsort(order, axis=None)]
+    assert (abs(np.diff(at, axis=0)).sum(axis=1) == 1).all()
+
+
+def test_a_small_box_touches_few_row_groups(tmp_path: Path) -> None:
+    grid = Grid(UTM.crs, UTM.transform, (200, 330))
+    layout = Layout(BANDS[:1], "float32", float("nan"))
+    values, valid = embeddings(layout, grid)
+    valid[64:128, 64:128] = False  # a square without cells has no group
+    path = write(tmp_path / "e.parquet", grid, layout, GEOPARQUET, values, valid)
+    groups = pq.read_metadata(path)
+    assert groups.num_row_groups == 4 * 6 - 1
+    assert max(groups.row_group(i).num_rows for i in range(groups.num_row_groups)) <= 64 * 64
     found = pq.read_table(path)
-    np.testing.assert_array_equal(stacked(found["embedding"], 12), values[:, valid].T)
-    np.testing.assert_array_equal(found["row"], np.nonzero(valid)[0])
+    np.testing.assert_array_equal(stacked(found["embedding"], 1), values[:, found["row"], found["col"]].T)
+    (left, right), (top, bottom) = at(grid.transform, [140, 150], [70, 80])
+
+    def touched(left: float, bottom: float, right: float, top: float) -> list[int]:
+        sides = [f"bbox.{side}" for side in ("xmin", "ymin", "xmax", "ymax")]
+        hit = []
+        for i in range(groups.num_row_groups):
+            parts = (groups.row_group(i).column(j) for j in range(groups.num_columns))
+            known = {part.path_in_schema: part.statistics for part in parts if part.path_in_schema in sides}
+            xmin, ymin, xmax, ymax = (known[side] for side in sides)
+            if xmin.min <= right and xmax.max >= left and ymin.min <= top and ymax.max >= bottom:
+                hit.append(i)
+        return hit
+
+    assert len(touched(left, bottom, right, top)) == 1
+    assert len(touched(*rasterio.transform.array_bounds(*grid.shape, grid.transform))) == groups.num_row_groups
+    few = geopandas.read_parquet(path, bbox=(left, bottom, right, top))
+    assert {(70, 140), (79, 149)} <= {*zip(few["row"], few["col"], strict=True)} | {
+        *zip(*np.nonzero(~valid), strict=True)
+    }
+    assert len(few) <= 12 * 12
+
+
+def test_duckdb_reads_a_table(tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    values, valid = embeddings(FLOAT32, UTM)
+    path = write(tmp_path / "e.parquet", UTM, FLOAT32, GEOPARQUET, values, valid)
+    row, col = (int(index[-1]) for index in np.nonzero(valid))
+    x, y = map(float, at(UTM.transform, col + 0.5, row + 0.5))
+    asked = "select row, col, embedding from read_parquet(?) where bbox.xmin < ? and bbox.xmax > ? and bbox.ymin < ? and bbox.ymax > ?"
+    ((there, across, vector),) = duckdb.execute(asked, [str(path), x, x, y, y]).fetchall()
+    assert (there, across) == (row, col)
+    np.testing.assert_array_equal(np.float32(vector), values[:, row, col])
+
+
+# GeoParquet with Major TOM's columns
+
+
+def test_major_toms_columns(tmp_path: Path) -> None:
+    """Names and types of `MajorTOM_Embedder` in ESA-PhiLab/Major-TOM."""
+    values, valid = embeddings(FLOAT32, UTM)
+    made = Provenance(
+        "embed", "demo", inputs={"S2L2A": "S2B_19HCC.tif"}, details={"acquired": {"S2L2A": "2024-06-01T14:37:31"}}
+    )
+    about = replace(EMBEDDINGS, cells=Cells((16, 16), (16, 16), (32, 48)))
+    path = write(tmp_path / "e.parquet", UTM, FLOAT32, MAJORTOM, values, valid, made.tags(), about)
+    found = geopandas.read_parquet(path)
+    assert list(found) == [
+        *("unique_id", "embedding", "timestamp", "product_id", "grid_cell", "grid_row_u", "grid_col_r", "geometry"),
+        *("centre_lat", "centre_lon", "utm_footprint", "utm_crs", "pixel_bbox"),
+    ]
+    assert pq.read_schema(path).names == [*found, "bbox"]
+    kinds = {"grid_row_u": "int16", "grid_col_r": "int16", "centre_lat": "float32", "centre_lon": "float32"}
+    assert {name: str(found[name].dtype) for name in kinds} == kinds
+    assert len(found) == valid.sum() == found["unique_id"].nunique()
+    assert (set(found["timestamp"]), set(found["product_id"])) == ({"2024-06-01T14:37:31"}, {"S2B_19HCC"})
+    assert set(found["utm_crs"]) == {"EPSG:32719"}
+    assert found.crs == "OGC:CRS84"
+    there = geopandas.GeoSeries.from_wkt(found["utm_footprint"], crs=UTM.crs)
+    pixels = np.stack(found["pixel_bbox"])
+    cols, rows = (pixels[:, 0] - 48) // 16, (pixels[:, 1] - 32) // 16
+    np.testing.assert_array_equal(pixels[:, 2:] - pixels[:, :2], 16)
+    np.testing.assert_array_equal(np.stack(found["embedding"]), values[:, rows, cols].T)
+    centres = geopandas.points_from_xy(*at(UTM.transform, cols + 0.5, rows + 0.5), crs=UTM.crs)
+    assert there.contains(geopandas.GeoSeries(centres)).all()
+    assert there.to_crs("OGC:CRS84").geom_equals_exact(found.geometry, 1e-7).all()
+    np.testing.assert_allclose(found["centre_lon"], shapely.get_x(shapely.centroid(found.geometry.array)), rtol=1e-6)
+    assert spec(path)["columns"]["geometry"]["covering"]["bbox"]["xmin"] == ["bbox", "xmin"]
+    look = MAJORTOM.look
+    assert look is not None
+    assert look(path).rows == valid.sum()
+
+
+@pytest.mark.parametrize(
+    ("lon", "lat", "expected"),
+    [
+        (0.0, 0.0, (0, 0)),
+        (-1e-6, -1e-6, (-1, -1)),
+        (-70.65, -33.45, (-373, -656)),
+        (13.4, 52.52, (584, 90)),
+        (179.999, 0.01, (0, 2003)),
+        (-180.0, 0.01, (0, -2004)),
+    ],
+)
+def test_cells_of_major_toms_grid(lon: float, lat: float, expected: tuple[int, int]) -> None:
+    row, col = grid_cells(np.array([lon]), np.array([lat]))
+    assert (row[0], col[0]) == expected
 
 
 # Both
@@ -336,7 +447,7 @@ def test_a_table_of_many_row_groups_equals_its_rows(tmp_path: Path, monkeypatch:
 def test_what_fails_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Format, error: Exception
 ) -> None:
-    def rows(self: Work, height: int = 64) -> object:
+    def rows(self: Work, *_: object) -> object:
         yield 0, np.zeros((12, 5, 21), np.float32), np.ones((5, 21), bool)
         raise error
 
@@ -356,7 +467,7 @@ def test_a_product_that_lies_elsewhere_is_an_error(
     monkeypatch.setattr(
         tmtool.files.geoparquet,
         "_metadata",
-        lambda work, bounds: {"geo": json.dumps({"columns": {"geometry": {"crs": None}}})},
+        lambda *_: {"geo": json.dumps({"columns": {"geometry": {"crs": None}}})},
     )
     with pytest.raises(ProductError, match="None"):
         write(tmp_path / f"e{format.ending}", UTM, FLOAT32, format, *embeddings(FLOAT32, UTM))
@@ -364,29 +475,28 @@ def test_a_product_that_lies_elsewhere_is_an_error(
 
 
 def test_a_lost_cell_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = tmtool.files.geoparquet._groups
-    monkeypatch.setattr(tmtool.files.geoparquet, "_groups", lambda *args: (t.slice(1) for t in groups(*args)))
+    monkeypatch.setattr(tmtool.files.geoparquet, "_squares", lambda *args: iter(()))
     with pytest.raises(ProductError, match="cells, expected"):
         write(tmp_path / "e.parquet", UTM, FLOAT32, GEOPARQUET, *embeddings(FLOAT32, UTM))
 
 
 @pytest.mark.parametrize("format", [ZARR, GEOPARQUET], ids=["zarr", "geoparquet"])
 def test_memory_does_not_grow_with_height(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Format) -> None:
-    """20 000 rows of 41 MB pass through under 8 MB, in numpy's and Arrow's memory, where a chunk is of 1 MB."""
-    for module, name in ((tmtool.files.zarr, "_CHUNK_BYTES"), (tmtool.files.geoparquet, "_GROUP_BYTES")):
+    """8000 rows of 16 MB pass through under 8 MB, in numpy's and Arrow's memory, where a chunk is of 1 MB."""
+    for module, name in ((tmtool.files.zarr, "_CHUNK_BYTES"), (tmtool.files.geoparquet, "_STRIP_BYTES")):
         monkeypatch.setattr(module, name, 1 << 20)
-    grid = Grid(UTM.crs, UTM.transform, (20_000, 8))
+    grid = Grid(UTM.crs, UTM.transform, (8000, 8))
     layout = Layout(tuple(map(str, range(64))), "float32", float("nan"))
     writer = ProductWriter(tmp_path / f"e{format.ending}", grid, layout, format)
     writer.create()
     strip = np.random.default_rng(1).normal(size=(64, 500, 8)).astype(np.float32)
-    for row in range(0, 20_000, 500):
+    for row in range(0, 8000, 500):
         writer.write(row, strip, np.ones((500, 8), bool))
     before, pool = pa.default_memory_pool(), pa.system_memory_pool()  # a pool whose peak is of this test alone
     pa.set_memory_pool(pool)
     tracemalloc.start()
     try:
-        writer.build({})
+        writer.build({}, EMBEDDINGS)
         peak = tracemalloc.get_traced_memory()[1] + pool.max_memory()
     finally:
         tracemalloc.stop()

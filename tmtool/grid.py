@@ -51,6 +51,31 @@ class Grid:
         a, b, c, d, e, f = self.transform[:6]
         return Grid(self.crs, Affine(a / scale, b / scale, c, d / scale, e / scale, f), shape)
 
+    def resized(self, shape: tuple[int, int]) -> "Grid":
+        """Return the grid of `shape` with the same outline, as GDAL has it of an overview."""
+        a, b, c, d, e, f = self.transform[:6]
+        y, x = self.shape[0] / shape[0], self.shape[1] / shape[1]
+        return Grid(self.crs, Affine(a * x, b * y, c, d * x, e * y, f), shape)
+
+    @property
+    def code(self) -> str | None:
+        """The authority's code of the CRS, as EPSG:32719; None where it has none."""
+        found = self.crs.to_authority(confidence_threshold=100) if self.crs else None
+        return ":".join(found) if found else None
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What the cells of a product stand for, in px of its source: `size` and `stride` (height, width), the first from `corner` (row, col).
+
+    A px of the source is `pixel_m` metres wide, if that is known.
+    """
+
+    size: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    corner: tuple[int, int] = (0, 0)
+    pixel_m: float | None = None
+
 
 @dataclass(frozen=True)
 class Window:

@@ -113,7 +113,7 @@ def _acquired(found: Sequence[Found]) -> Iterator[tuple[datetime, datetime]]:
 def _properties(found: Sequence[Found]) -> dict[str, Any]:
     last = max(found, key=lambda one: (one.written, one.path))
     software = {"tmtool": last.made.version, **last.made.libraries}
-    codes = {_code(one.facts.grid) for one in found if one.facts.grid}
+    codes = {one.facts.grid.code for one in found if one.facts.grid}
     platforms = {str(name) for one in found for name in one.made.details.get("platforms", {}).values()}
     warnings = dict.fromkeys(one.made.warning for one in found if one.made.warning)
     said: dict[str, Any] = {
@@ -223,22 +223,15 @@ def _fields(one: Found) -> dict[str, Any]:
 
 
 def _raster(facts: Facts, grid: Grid) -> dict[str, Any]:
-    code = _code(grid)
     fields: dict[str, Any] = {"data_type": facts.dtype}
     if facts.nodata is not None:
         fields["nodata"] = number(facts.nodata)
     if size := pixel_size_m(grid):
         fields["raster:spatial_resolution"] = round(size, 6)
-    fields |= {"raster:sampling": "area", "proj:code": code}
-    if grid.crs is not None and code is None:
+    fields |= {"raster:sampling": "area", "proj:code": grid.code}
+    if grid.crs is not None and grid.code is None:
         fields["proj:wkt2"] = grid.crs.to_wkt(version="WKT2_2019")
     return fields | {"proj:shape": list(grid.shape), "proj:transform": list(grid.transform[:6])}
-
-
-def _code(grid: Grid | None) -> str | None:
-    """Return the authority's code of a grid's CRS, as EPSG:32719; None where it has none."""
-    found = grid.crs.to_authority(confidence_threshold=100) if grid and grid.crs else None
-    return ":".join(found) if found else None
 
 
 def _bands(facts: Facts) -> list[dict[str, Any]]:

@@ -89,8 +89,8 @@ def _strips(work: Work, columns: _Columns) -> Iterator[_Tiles]:
         a, b, c, d, e, f = work.grid.transform[:6]
         x, y = a * (cols + 0.5) + b * (rows + 0.5) + c, d * (cols + 0.5) + e * (rows + 0.5) + f
         xy = rings(work.grid.transform, rows, cols)
-        centres = _degrees(work.grid, np.stack([x, y], axis=-1))
-        yield _Tiles(rows, cols, xy, _degrees(work.grid, _finer(xy)), columns.read(said, centres))
+        centres = degrees(work.grid, np.stack([x, y], axis=-1))
+        yield _Tiles(rows, cols, xy, degrees(work.grid, _finer(xy)), columns.read(said, centres))
 
 
 def _finer(xy: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -100,7 +100,7 @@ def _finer(xy: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([sides.reshape(len(xy), -1, 2), xy[:, :1]], axis=1)
 
 
-def _degrees(grid: Grid, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+def degrees(grid: Grid, xy: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return map coordinates `(..., 2)` as longitude and latitude in degrees; infinite where they have none."""
     if grid.crs is None:
         return np.full(xy.shape, np.inf)
@@ -168,7 +168,7 @@ def footprint(grid: Grid) -> dict[str, Any] | None:
     """Return GeoJSON's geometry of what a grid covers; None where it has no CRS."""
     height, width = grid.shape
     one = np.zeros(1, np.int64)
-    return geometry(_degrees(grid, _finer(rings(grid.cells((height, width), (1, 1)).transform, one, one)))[0])
+    return geometry(degrees(grid, _finer(rings(grid.cells((height, width), (1, 1)).transform, one, one)))[0])
 
 
 def bounds_of(shape: Mapping[str, Any]) -> list[float]:

@@ -3,7 +3,10 @@
 Columns: `geometry`, the cell's polygon as WKB in the raster's CRS, x before y, counter-clockwise; `bbox`, its bounds, by
 which readers skip rows; `row` and `col`, the cell's place in the raster; `embedding`, a list of as many values as the
 product has bands, in the layout's dtype. Cells without data have no row. The last cells of a row or column are whole cells,
-though the source may end within them.
+though the source may end within them. `tmtool.files.majortom` has other columns.
+
+Rows come in squares of 64 x 64 cells (32 or 16 where a row of squares would take too much memory), from the top left, and
+within each along a Hilbert curve. A square is a row group, so that a small box touches few of them, whatever the product's size.
 
 The file's metadata hold `geo`, the product's tags, `band_names` (JSON) and, where values are stored in steps, `scales` (JSON):
 `embedding * scales` are the values. pyarrow and geopandas give float16 lists as float16 arrays; a reader whose Parquet has
@@ -11,7 +14,9 @@ no float16 sees two bytes a value.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +27,9 @@ from rasterio.crs import CRS
 
 from tmtool.errors import ProductError
 from tmtool.files.facts import Facts, one_cell
-from tmtool.files.writer import Format, Layout, Work
-from tmtool.grid import BoolArray, Grid
+from tmtool.files.writer import Format, Work
+from tmtool.grid import Grid
 
-_GROUP_BYTES = 64 << 20
-_GROUP_CELLS = 1 << 17
 _STRIP_BYTES = 96 << 20
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _VALUES = "embedding.list.element"
@@ -35,7 +38,35 @@ _POLYGON = np.dtype(
 )  # packed: a polygon of one ring in WKB
 
 
-def convert(work: Work, path: Path) -> None:
+@dataclass(frozen=True)
+class Cellwise:
+    """Valid cells `(n,)`: rows and columns, their values `(n, bands)`, and their outlines `(n, 5, 2)` in the geometry's CRS."""
+
+    rows: NDArray[np.int64]
+    cols: NDArray[np.int64]
+    values: NDArray[Any]
+    xy: NDArray[np.float64]
+
+
+def _as_it_is(grid: Grid, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    return xy
+
+
+@dataclass(frozen=True)
+class Table:
+    """The columns of a table of cells, as Arrow's fields and arrays; values of those that are `repeated` come again and again.
+
+    The geometry is in `crs`, to which `placed` brings outlines; None is the raster's.
+    """
+
+    fields: Callable[[Work], list[Any]]
+    arrays: Callable[[Work, Cellwise], list[Any]]
+    repeated: tuple[str, ...]
+    crs: Any = None
+    placed: Callable[[Grid, NDArray[np.float64]], NDArray[np.float64]] = _as_it_is
+
+
+def write(table: Table, work: Work, path: Path) -> None:
     """Write the table of valid cells at `path`, and validate it. Raises `ProductError`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -43,21 +74,25 @@ def convert(work: Work, path: Path) -> None:
     layout = work.layout
     integers = np.issubdtype(np.dtype(layout.dtype), np.integer)
     bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
+    schema, crs = pa.schema(table.fields(work)), table.crs or work.grid.crs
     try:
         with pq.ParquetWriter(
             path,
-            _schema(work),
+            schema,
             compression="zstd",
-            use_dictionary=["row", "col", *([_VALUES] if integers else [])],
+            use_dictionary=[*table.repeated, *([_VALUES] if integers else [])],
             use_byte_stream_split=[_VALUES] if layout.dtype == "float32" else False,
-            write_statistics=["row", "col", *(f"bbox.{side}" for side in _SIDES)],
+            write_statistics=[*table.repeated, *(f"bbox.{side}" for side in _SIDES)],
         ) as writer:
-            for table in _groups(work, bounds):
-                writer.write_table(table, row_group_size=table.num_rows)
-            writer.add_key_value_metadata(_metadata(work, bounds))
+            for cells in _squares(work, table):
+                group = pa.Table.from_arrays(table.arrays(work, cells), schema=schema)
+                writer.write_table(group, row_group_size=group.num_rows)
+                bounds[:2] = np.minimum(bounds[:2], cells.xy.min(axis=(0, 1)))
+                bounds[2:] = np.maximum(bounds[2:], cells.xy.max(axis=(0, 1)))
+            writer.add_key_value_metadata(_metadata(work, crs, bounds))
     except pa.ArrowException as error:
         raise ProductError(f"{path}: writing failed ({error}).") from error
-    _validate(path, work)
+    _validate(path, work, crs)
 
 
 def read_tags(path: Path) -> dict[str, str]:
@@ -94,11 +129,76 @@ def look(path: Path) -> Facts:
     )
 
 
-PARQUET = "application/vnd.apache.parquet"
-GEOPARQUET = Format(".parquet", convert, read_tags, PARQUET, look)
+def _squares(work: Work, table: Table) -> Iterator[Cellwise]:
+    """Yield the valid cells of each square that has any, along a Hilbert curve."""
+    layout, width = work.layout, work.grid.shape[1]
+    row_bytes = len(layout.bands) * np.dtype(layout.work[0]).itemsize * width
+    side = next((side for side in (64, 32) if side * row_bytes <= _STRIP_BYTES), 16)
+    order = hilbert(side)
+    for top, strip, there in work.rows(side):
+        for left in range(0, width, side):
+            valid = there[:, left : left + side]
+            rows, cols = np.nonzero(valid)
+            if not len(rows):
+                continue
+            along = np.argsort(order[rows, cols])
+            rows, cols = rows[along], cols[along]
+            values = np.ascontiguousarray(strip[:, rows, cols + left].T)
+            xy = rings(work.grid.transform, rows + top, cols + left)
+            yield Cellwise(rows + top, cols + left, values, table.placed(work.grid, xy))
 
 
-def _schema(work: Work) -> Any:
+def hilbert(side: int) -> NDArray[np.int64]:
+    """Return the place of each cell of a square along a Hilbert curve, `(side, side)`; `side` is a power of two."""
+    curve = np.zeros((1, 1), np.int64)
+    while len(curve) < side:
+        n = curve.size
+        curve = np.block([[curve.T, curve[::-1, ::-1].T + 3 * n], [curve + n, curve + 2 * n]])
+    return curve
+
+
+def _fields(work: Work) -> list[Any]:
+    import pyarrow as pa
+
+    return [
+        pa.field("geometry", pa.binary(), nullable=False),
+        box_field(),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("col", pa.int32(), nullable=False),
+        values_field(work),
+    ]
+
+
+def _arrays(work: Work, cells: Cellwise) -> list[Any]:
+    import pyarrow as pa
+
+    return [
+        binary(polygons(cells.xy)),
+        boxes(cells.xy),
+        pa.array(cells.rows.astype(np.int32)),
+        pa.array(cells.cols.astype(np.int32)),
+        lists(work, cells.values),
+    ]
+
+
+def box_field() -> Any:
+    """Return the field of the bounds."""
+    import pyarrow as pa
+
+    box = pa.struct([pa.field(side, pa.float64(), nullable=False) for side in _SIDES])
+    return pa.field("bbox", box, nullable=False)
+
+
+def boxes(xy: NDArray[np.float64]) -> Any:
+    """Return the bounds of outlines `(n, 5, 2)`."""
+    import pyarrow as pa
+
+    box = np.concatenate([xy.min(axis=1), xy.max(axis=1)], axis=1)
+    return pa.StructArray.from_arrays([pa.array(box[:, i]) for i in range(4)], fields=list(box_field().type))
+
+
+def values_field(work: Work) -> Any:
+    """Return the field of the values."""
     import pyarrow as pa
 
     layout = work.layout
@@ -106,64 +206,14 @@ def _schema(work: Work) -> Any:
     if _scaled(work):
         about["scales"] = "value = stored * scales, which the file's metadata hold"
     values = pa.field("element", pa.from_numpy_dtype(np.dtype(layout.dtype)), nullable=False)
-    box = pa.struct([pa.field(side, pa.float64(), nullable=False) for side in _SIDES])
-    return pa.schema(
-        [
-            pa.field("geometry", pa.binary(), nullable=False),
-            pa.field("bbox", box, nullable=False),
-            pa.field("row", pa.int32(), nullable=False),
-            pa.field("col", pa.int32(), nullable=False),
-            pa.field("embedding", pa.list_(values, len(layout.bands)), nullable=False, metadata=about or None),
-        ]
-    )
+    return pa.field("embedding", pa.list_(values, len(layout.bands)), nullable=False, metadata=about or None)
 
 
-def _groups(work: Work, bounds: NDArray[np.float64]) -> Iterator[Any]:
-    """Yield the table in parts of a row group's size, and widen `bounds` (xmin, ymin, xmax, ymax) to what they cover."""
+def lists(work: Work, values: NDArray[Any]) -> Any:
+    """Return the values `(n, bands)`."""
     import pyarrow as pa
 
-    layout, schema = work.layout, _schema(work)
-    enough = min(_GROUP_CELLS, max(1, _GROUP_BYTES // layout.pixel_bytes))
-    parts: list[Any] = []
-    for row, values, valid in work.rows(_strip_rows(layout, work.grid.shape[1])):
-        if valid.any():
-            part, box = _cells(schema, work.grid, row, values, valid)
-            parts.append(part)
-            bounds[:2], bounds[2:] = np.minimum(bounds[:2], box[:2]), np.maximum(bounds[2:], box[2:])
-        if sum(part.num_rows for part in parts) >= enough:
-            yield pa.concat_tables(parts)
-            parts = []
-    if parts:
-        yield pa.concat_tables(parts)
-
-
-def _strip_rows(layout: Layout, width: int) -> int:
-    row_bytes = len(layout.bands) * np.dtype(layout.work[0]).itemsize * width
-    return next((rows for rows in (64, 32) if rows * row_bytes <= _STRIP_BYTES), 16)
-
-
-def _cells(
-    schema: Any, grid: Grid, row: int, values: NDArray[Any], valid: BoolArray
-) -> tuple[Any, NDArray[np.float64]]:
-    """Return the table of a strip's valid cells, and their bounds `(4,)`; `values` is `(bands, h, W)`, from `row`."""
-    import pyarrow as pa
-
-    rows, cols = np.nonzero(valid)
-    rows += row
-    xy = rings(grid.transform, rows, cols)
-    box = np.concatenate([xy.min(axis=1), xy.max(axis=1)], axis=1)
-    flat = np.ascontiguousarray(values[:, valid].T).reshape(-1)
-    bbox = schema.field("bbox").type
-    embedding = schema.field("embedding").type
-    columns = [
-        binary(polygons(xy)),
-        pa.StructArray.from_arrays([pa.array(box[:, i]) for i in range(4)], fields=list(bbox)),
-        pa.array(rows.astype(np.int32)),
-        pa.array(cols.astype(np.int32)),
-        pa.FixedSizeListArray.from_arrays(pa.array(flat), type=embedding),
-    ]
-    bounds = np.concatenate([box[:, :2].min(axis=0), box[:, 2:].max(axis=0)])
-    return pa.Table.from_arrays(columns, schema=schema), bounds
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=values_field(work).type)
 
 
 def rings(transform: Affine, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -195,10 +245,10 @@ def binary(records: NDArray[Any]) -> Any:
     return pa.Array.from_buffers(pa.binary(), len(records), [None, pa.py_buffer(ends), pa.py_buffer(records)])
 
 
-def _metadata(work: Work, bounds: NDArray[np.float64]) -> dict[str, str]:
+def _metadata(work: Work, crs: Any, bounds: NDArray[np.float64]) -> dict[str, str]:
     scales = {"scales": json.dumps(work.scales.tolist())} if _scaled(work) else {}
     names = {"band_names": json.dumps(work.layout.bands)}
-    return dict(work.tags) | names | scales | {"geo": json.dumps(geo(work.grid.crs, bounds))}
+    return dict(work.tags) | names | scales | {"geo": json.dumps(geo(crs, bounds))}
 
 
 def geo(crs: Any, bounds: NDArray[np.float64]) -> dict[str, Any]:
@@ -222,7 +272,7 @@ def _scaled(work: Work) -> bool:
     return bool((work.scales != 1).any())
 
 
-def _validate(path: Path, work: Work) -> None:
+def _validate(path: Path, work: Work, expected: Any) -> None:
     """Reopen the file's metadata and compare the number of cells and where they lie; no value is read."""
     import pyarrow.parquet as pq
     import pyproj
@@ -237,5 +287,9 @@ def _validate(path: Path, work: Work) -> None:
     crs = json.loads(found.metadata[b"geo"])["columns"]["geometry"]["crs"]
     if crs is not None:
         crs = CRS.from_wkt(pyproj.CRS.from_json_dict(crs).to_wkt())
-    if crs != work.grid.crs:
-        raise ProductError(f"{path}: the written file lies in {crs}, expected {work.grid.crs}. Please report this.")
+    if crs != expected:
+        raise ProductError(f"{path}: the written file lies in {crs}, expected {expected}. Please report this.")
+
+
+PARQUET = "application/vnd.apache.parquet"
+GEOPARQUET = Format(".parquet", partial(write, Table(_fields, _arrays, ("row", "col"))), read_tags, PARQUET, look)

@@ -13,19 +13,20 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from tmtool.errors import DiskError, ProductError
 from tmtool.files.facts import Facts
-from tmtool.grid import BoolArray, Grid
+from tmtool.grid import BoolArray, Cells, Grid
 
 WORK_PREFIX = ".tmtool-"
 """How the names of work files begin; no input is ever taken from them."""
@@ -99,6 +100,19 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class About:
+    """What a product says of itself beyond its tags, in formats that have a place for it.
+
+    `name` is that of its array of values. `attributes` are JSON, in the words of conventions that they name under
+    `zarr_conventions`.
+    """
+
+    name: str = "values"
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    cells: Cells = field(default_factory=Cells)
+
+
+@dataclass(frozen=True)
 class Work:
     """All rows of a product, in the work file at `path`, and what is known now that they are complete."""
 
@@ -107,6 +121,7 @@ class Work:
     layout: Layout
     statistics: Statistics
     tags: Mapping[str, str]
+    about: About = field(default_factory=About)
 
     @property
     def scales(self) -> NDArray[np.float64]:
@@ -117,9 +132,27 @@ class Work:
         most = np.maximum(abs(seen.low), abs(seen.high))
         return np.where(most > 0, most, 1.0) / _INT8_MAX
 
-    def rows(self, height: int = 64) -> Iterator[tuple[int, NDArray[Any], BoolArray]]:
-        """Yield (row, values `(bands, h, W)` in the layout's dtype with nodata filled in, validity `(h, W)`) from the top."""
-        with quiet(), rasterio.open(self.path) as src:
+    def overviews(self, enough: int = 512) -> tuple[Grid, ...]:
+        """Make the overviews beside the work file and return their grids, each of half the size, until sides are `enough` px."""
+        factors: list[int] = []
+        while max(self.grid.shape) > enough * 2 ** len(factors):
+            factors.append(2 ** (len(factors) + 1))
+        if not factors:
+            return ()
+        self.path.with_name(f"{self.path.name}.ovr").unlink(missing_ok=True)  # of a run that was interrupted here
+        beside = {"TIFF_USE_OVR": "YES", "BIGTIFF_OVERVIEW": "YES", "INTERLEAVE_OVERVIEW": "BAND"}
+        with quiet(), rasterio.Env(**beside), rasterio.open(self.path, "r+") as dst:
+            dst.build_overviews(factors, Resampling[self.layout.resampling])
+        height, width = self.grid.shape
+        return tuple(self.grid.resized((-(-height // factor), -(-width // factor))) for factor in factors)
+
+    def rows(self, height: int = 64, overview: int | None = None) -> Iterator[tuple[int, NDArray[Any], BoolArray]]:
+        """Yield (row, values `(bands, h, W)` in the layout's dtype with nodata filled in, validity `(h, W)`) from the top.
+
+        They are the product's, or those of one of its `overviews`.
+        """
+        level = {} if overview is None else {"overview_level": overview}
+        with quiet(), rasterio.open(self.path, **level) as src:
             for row in range(0, src.height, height):
                 values = src.read(window=Window(0, row, src.width, min(height, src.height - row)))
                 valid = valid_in(values, self.layout)
@@ -255,12 +288,13 @@ class ProductWriter:
         if self._dst is not None:
             self._dst.close()
 
-    def build(self, tags: Mapping[str, str]) -> None:
+    def build(self, tags: Mapping[str, str], about: About | None = None) -> None:
         """Turn the rows into the product with `tags`. Raises `ProductError`; nothing has its final name yet."""
         try:
             with quiet():
                 self._dst.close()
-                self.format.convert(Work(self._work, self.grid, self.layout, self.statistics, tags), self._built)
+                work = Work(self._work, self.grid, self.layout, self.statistics, tags, about or About())
+                self.format.convert(work, self._built)
         except (RasterioError, OSError) as error:
             raise self._disk_error(error) from error
 
@@ -347,7 +381,7 @@ def sidecar(path: Path) -> Path:
 def disk_bytes(grid: Grid, layouts: Sequence[Layout]) -> int:
     """Return an upper bound of the disk needed while products are made: work files, products and their overviews."""
     pixels = grid.shape[0] * grid.shape[1]
-    total = sum(2.4 * layout.pixel_bytes + 4 * len(layout.bands) * bool(layout.work_dtype) for layout in layouts)
+    total = sum(2.7 * layout.pixel_bytes + 4 * len(layout.bands) * bool(layout.work_dtype) for layout in layouts)
     return math.ceil(total * pixels) + (1 << 20)
 
 

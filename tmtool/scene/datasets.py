@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from tmtool.files.cf import centres, locate
+from tmtool.files.cf import attributes, centres, locate
 from tmtool.files.writer import Statistics
 from tmtool.grid import Strip
 from tmtool.models.device import batch_size
@@ -177,13 +177,4 @@ def _attributes(making: Making, product: Product) -> dict[str, Any]:
     made = making.provenance.with_details(**about)
     made = replace(made, task="validity") if product.holes else made
     found: dict[str, Any] = {"long_name": layout.bands if len(layout.bands) > 1 else layout.bands[0]}
-    if layout.unit:
-        found["units"] = layout.unit
-    if layout.scale != 1:
-        found["scale_factor"] = layout.scale
-    if layout.classes:
-        names, colours = zip(*layout.classes, strict=True)
-        found["flag_values"] = np.arange(len(names), dtype=layout.dtype)
-        found["flag_meanings"] = " ".join(name.replace(" ", "_").replace("/", "_") for name in names)
-        found["flag_colors"] = " ".join(colours)
-    return found | made.tags()
+    return found | attributes(layout) | made.tags()

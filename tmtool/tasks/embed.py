@@ -220,6 +220,7 @@ def _product(output: EmbeddingOutput, options: Vectors, patch: int) -> Product:
         finish=partial(_finish, output.name, options),
         format=_FORMATS[options.format],
         about=(("layer", output.layer),),
+        variable="embedding",
     )
 
 
