@@ -203,8 +203,8 @@ def run_pass_through(scene: Path, folder: Path, seconds: float = 0.0) -> SceneCo
 
 def machine(device: str) -> str:
     """Say what the numbers are measured on, how busy it is, and with which versions. Imports torch."""
-    from tmtool.models.machine import machine
     from tmtool.models.device import resolve
+    from tmtool.models.machine import machine
 
     compute = resolve(device)
     return f"{machine(compute)} at the start; precision auto is {compute.precision}"

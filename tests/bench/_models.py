@@ -37,13 +37,17 @@ def job(options: m.Options, task: str, **settings: Any) -> Job:
     )
 
 
-def tmtool_model(options: m.Options, task: str, precision: str = "auto", **changes: Any) -> TileModel:
-    """Build tmtool's adapter of a task, Sentinel-2 in."""
+def tmtool_model(
+    options: m.Options,
+    task: str,
+    precision: str = "auto",
+    outputs: tuple[str, ...] = m.OUTPUTS,
+    sampling: Sampling = SAMPLING,
+) -> TileModel:
+    """Build tmtool's adapter of a task, Sentinel-2 in; `outputs` are those of `generate`."""
     if task == "tokenize" and precision == "auto":
         precision = "fp32"  # as the command does: rounding turns some tokens into others
-    outputs = m.OUTPUTS if task == "generate" else ()
-    spec = spec_of(options.model, task, ("S2L2A",), outputs, sampling=SAMPLING)
-    spec = replace(spec, **changes)
+    spec = spec_of(options.model, task, ("S2L2A",), outputs if task == "generate" else (), sampling=sampling)
     compute = resolve(options.device, precision)
     files = None
     if options.model == "demo":

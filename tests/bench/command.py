@@ -5,6 +5,7 @@ Both take turns, each turn of the command in a process of its own, as the comman
 
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from tests.bench import _measure as m
 from tests.bench import floor, generate
@@ -27,19 +28,20 @@ def figures(options: m.Options, scene: Path) -> own.Figures:
 def measure(options: m.Options) -> m.Rows:
     """Give both figures and their ratio."""
     from tests.bench import _scenes
+    from tmtool.models.measures import Arithmetic, Ceiling
 
     scene = m.in_own_process(_scenes.make_scene, options.scratch, m.CROP, m.CROP)
     with m.Side(generate.tmtool_tile, options, "auto") as tile:
         tile()
-        turns = m.in_turn(options.repeat, {"part": tile, "command": lambda: m.in_own_process(figures, options, scene)})
-    ceilings = m.in_own_process(floor.ceilings, options)
+        sides: dict[str, Any] = {"part": tile, "command": lambda: m.in_own_process(figures, options, scene)}
+        turns = m.in_turn(options.repeat, sides | {"ceilings": lambda: m.in_own_process(floor.ceilings, options)})
     stages = m.in_own_process(floor.profile, options).values()
-    products, convolutions = (sum(stage[i] for stage in stages) for i in (1, 2))
-    p = ceilings.precision
-    least = products / ceilings.products[p] + convolutions / ceilings.convolutions[p]
+    work = Arithmetic(*(sum(stage[i] for stage in stages) for i in (1, 2)))
+    ceilings = [Ceiling(c.products[c.precision], c.convolutions[c.precision]) for c in turns["ceilings"]]
     ours: list[own.Figures] = turns["command"]
     yield _row("one tile, a", median(f.tile_s for f in ours), m.median_of(turns["part"]), "s")
-    yield _row("arithmetic of a tile, floor", ours[0].tflop_per_tile, products + convolutions, "TFLOP")
+    yield _row("arithmetic of a tile, floor", ours[0].tflop_per_tile, work.tflop, "TFLOP")
+    least = median(ceiling.seconds(work) for ceiling in ceilings)
     yield _row("a tile's floor, floor", median(f.floor_s or 0.0 for f in ours), least, "s")
 
 

@@ -21,15 +21,12 @@ Cell = Callable[[Outcome], str]
 def as_json(outcomes: Sequence[Outcome], effort: Effort) -> str:
     """Return everything as one JSON object."""
     trial = outcomes[0].trial
-    plan = trial.prepared.plan
     measured = [o.found for o in outcomes if isinstance(o.found, Figures)]
     return json.dumps(
         {
             "task": trial.job.task.name,
             "inputs": {name: shown(source.path) for name, source in trial.prepared.sources.items()},
             "outputs": list(trial.spec.outputs),
-            "tile_px": plan.size,
-            "step_px": plan.step,
             **asdict(effort),
             "machine": measured[0].machine if measured else None,
             "combinations": [_facts(outcome) for outcome in outcomes],
@@ -51,7 +48,8 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
     facts: dict[str, Any] = {"model": trial.job.model, "precision": trial.job.precision}
     if trial.diffused:
         facts |= {"solver": sampling.solver, "timesteps": sampling.steps}
-    facts |= {"batch_size": trial.job.batch_size, "command": trial.line}
+    plan = trial.prepared.plan
+    facts |= {"batch_size": trial.job.batch_size, "tile_px": plan.size, "step_px": plan.step, "command": trial.line}
     if not isinstance(found, Figures):
         return facts | ({"status": "failed", "error": found.why} if found else {"status": "planned"})
     figures = asdict(found) | {"status": "done", "times_floor": found.times_floor, "tile_s": found.tile_s}
@@ -70,12 +68,8 @@ def as_text(outcomes: Sequence[Outcome], effort: Effort) -> str:
     text = _table(outcomes)
     if not measured:
         return text
-    plan = outcomes[0].trial.prepared.plan
-    rounds = f"medians of {effort.rounds} rounds of {effort.tiles} tiles" if effort.rounds > 1 else "one round"
-    notes = [
-        measured[0].machine + ".",
-        f"Tiles of {plan.size} px, {plan.step} px apart; {rounds}, from memory to memory.",
-    ]
+    rounds = f"medians of {effort.rounds} rounds" if effort.rounds > 1 else "one round"
+    notes = [f"{measured[0].machine}.", f"{_tiles(outcomes)}; {rounds} of {effort.tiles}, from memory to memory."]
     if any(found.quality for found in measured):
         steps = f", with {LIMIT_STEPS} steps of ddim" if outcomes[0].trial.diffused else ""
         notes.append(
@@ -83,6 +77,16 @@ def as_text(outcomes: Sequence[Outcome], effort: Effort) -> str:
         )
     said = [f"{c.outcome.trial.job.model}, {c.because}:\n{c.outcome.trial.line}" for c in _choices(outcomes)]
     return "\n\n".join([text, "\n".join(notes), *said])
+
+
+def _tiles(outcomes: Sequence[Outcome]) -> str:
+    """Say how large tiles are, and whose, where they differ."""
+    by_plan: dict[tuple[int, int], dict[str, None]] = {}
+    for trial in (outcome.trial for outcome in outcomes):
+        by_plan.setdefault((trial.prepared.plan.size, trial.prepared.plan.step), {})[trial.job.model] = None
+    whose = {plan: f" ({', '.join(names)})" if len(by_plan) > 1 else "" for plan, names in by_plan.items()}
+    said = (f"{size} px, {step} px apart{names}" for (size, step), names in whose.items())
+    return f"Tiles of {'; of '.join(said)}"
 
 
 def _choices(outcomes: Sequence[Outcome]) -> list[Choice]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("tmtool")
 
+_Settings = tuple[str, o.DecodingOptions, str]
+"""A precision, a solver with its steps, and a batch size."""
+
 OUTPUTS = "S1GRD,LULC"
 """What is generated unless asked otherwise."""
 SAMPLE = Path("samples", "demo_scene.tif")
@@ -40,7 +43,8 @@ Input = Annotated[
     ),
 ]
 TaskName = Annotated[
-    Literal["generate", "embed"], typer.Option("--task", rich_help_panel=_MEASURED, help="What the models do.")
+    Literal["generate", "embed"],
+    typer.Option("--task", rich_help_panel=_MEASURED, help="What the models do; Prithvi and Clay only embed."),
 ]
 Out = Annotated[
     str,
@@ -247,14 +251,18 @@ class _Plan:
             raise errors.UsageError(f"--device {self.computed.device}: give one, of auto, cpu, cuda, cuda:N or mps.")
         settings_of = list(self._settings())
         scene = self._scene()
-        return [trial for model in models for trial in self._of_model(model, settings_of, scene)]
+        notes: dict[str, None] = {}
+        found = [trial for model in models for trial in self._of_model(model, settings_of, scene, notes)]
+        for note in notes:
+            _log.warning("%s", note)
+        return found
 
-    def _settings(self) -> "Iterator[tuple[str, o.DecodingOptions, str]]":
+    def _settings(self) -> "Iterator[_Settings]":
         """Yield all combinations of a precision, a solver with its steps, and a batch size."""
         from tmtool.models.device import PRECISIONS
 
         asked = self.combined
-        precisions = _listed("--precision", asked.precision, PRECISIONS)
+        precisions = _listed("--precision", asked.precision.lower(), PRECISIONS)
         solvers: list[Any] = _listed("--solver", asked.solver, TIMESTEPS) if asked.solver else list(TIMESTEPS)
         steps: list[int | None] = [_number("--timesteps", text) for text in o.split(asked.timesteps)]
         batches = _listed("--batch-size", asked.batch_size)
@@ -285,18 +293,18 @@ class _Plan:
         raise errors.UsageError(f"INPUT: name a raster; the sample ({SAMPLE}) is only where the repository is.")
 
     def _of_model(
-        self, model: str, settings_of: "Sequence[tuple[str, o.DecodingOptions, str]]", scene: "Scene"
+        self, model: str, settings_of: "Sequence[_Settings]", scene: "Scene", notes: dict[str, None]
     ) -> "Iterator[Trial]":
+        """Yield all combinations of one model, and add what is to be told of them to the `notes`."""
         from tmtool.bench.measure import Trial
         from tmtool.scene.job import prepare
         from tmtool.scene.status import notice_of
 
         job = self._job(self._model(model), o.DecodingOptions())
-        notes = [*job.check(), notice_of(job)]
+        notes.update(dict.fromkeys(filter(None, [*job.check(), notice_of(job)])))
         prepared = prepare(job, scene, writes=False)
-        notes += [f"{source.path}: {text}" for source in prepared.sources.values() for text in source.warnings]
-        for note in filter(None, notes):
-            _log.warning("%s", note)
+        for source in prepared.sources.values():
+            notes.update(dict.fromkeys(f"{source.path}: {text}" for text in source.warnings))
         diffused = bool(Trial(job, prepared).diffused)
         if not diffused and (self.combined.solver or self.combined.timesteps):
             raise errors.UsageError(f"--solver, --timesteps: {job.task.name} runs no diffusion here; leave them out.")
