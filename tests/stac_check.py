@@ -63,7 +63,26 @@ _CLASSES = {
         },
     },
 }
+_QUANTIZATION = {
+    "type": "object",
+    "required": ["method", "original_dtype"],
+    "properties": {
+        **{name: _TEXT for name in ("method", "original_dtype", "quantized_dtype")},
+        **{name: {"type": "array", "items": _NUMBER} for name in ("scale", "offset")},
+        "link": {"type": "object", "required": ["rel", "href"]},
+    },
+    "additionalProperties": False,
+}
+_EMBEDDINGS = {
+    "required": ["assets", "links"],
+    "properties": {
+        "properties": _fields("emb", {"emb:runtime_parameters": {"type": "object"}, "emb:quantization": _QUANTIZATION}),
+        "assets": {"required": ["embeddings"], "additionalProperties": _fields("emb", {})},
+    },
+}
+"""Of items it knows no other fields of those in use; a collection has `emb:type`, `emb:dimensions` and the rest."""
 _BY_HAND = {
+    "embeddings/v0.0.1": _EMBEDDINGS,
     "raster/v2.0.0": _item_with("raster", _RASTER, bands=True),
     "processing/v1.2.0": _item_with("processing", _PROCESSING, bands=False),
     "classification/v1.1.0": {"definitions": {"fields": {"properties": {"classification:classes": _CLASSES}}}},

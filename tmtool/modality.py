@@ -65,6 +65,8 @@ class Modality:
     valid_range: tuple[float, float] | None = None
     classes: tuple[tuple[str, str], ...] = ()
     codebook: str = ""
+    page: str = ""
+    """Where its publisher describes it, if there is one alone."""
 
     @property
     def channels(self) -> int:
@@ -117,6 +119,7 @@ class Modality:
 
 
 _FSQ_16K = "8-8-8-6-5"
+_SENTINEL_1, _SENTINEL_2 = (f"https://sentiwiki.copernicus.eu/web/s{i}-products" for i in (1, 2))
 
 _ALL = (
     Modality(
@@ -130,12 +133,14 @@ _ALL = (
         scale=0.0001,
         valid_range=(1, 65535),
         codebook=_FSQ_16K,
+        page=_SENTINEL_2,
     ),
     Modality(
         "S2L1C",
         (*S2_BANDS[:10], "B10", *S2_BANDS[10:]),
         "DN",
         raw_key="untok_sen2l1c@224",
+        page=_SENTINEL_2,
     ),
     Modality(
         "RGB",
@@ -150,6 +155,7 @@ _ALL = (
         raw_key="untok_sen1grd@224",
         token_key="tok_sen1grd@224",
         codebook=_FSQ_16K,
+        page=_SENTINEL_1,
     ),
     Modality(
         "S1RTC",
@@ -158,6 +164,7 @@ _ALL = (
         raw_key="untok_sen1rtc@224",
         token_key="tok_sen1rtc@224",
         codebook=_FSQ_16K,
+        page=_SENTINEL_1,
     ),
     Modality(
         "DEM",

@@ -11,7 +11,8 @@ Merge = Literal["mean", "max", "concat", "dict"]
 Normalize = Literal["none", "l2"]
 Dtype = Literal["float32", "float16", "int8"]
 Pool = Literal["patch", "tile", "scene"]
-FileFormat = Literal["cog", "zarr", "geoparquet"]
+RasterFormat = Literal["cog", "zarr"]
+FileFormat = Literal["cog", "zarr", "geoparquet", "majortom"]
 Stale = Literal["error", "redo", "keep"]
 Compile = Literal["auto", "on", "off"]
 Resampling = Literal["auto", "nearest", "bilinear", "cubic", "average"]
@@ -191,5 +192,5 @@ class Policy:
     stale: Stale = "error"
     fail_fast: bool = False
     retries: int = 0
-    report: Path | None = None
+    report: str | Path | None = None
     cluster: str | None = None

@@ -26,6 +26,7 @@ _EXTENSIONS = {
     "table": "table/v1.2.0",
     "mlm": "mlm/v1.4.0",
     "file": "file/v2.1.0",
+    "emb": "embeddings/v0.0.1",
 }
 
 

@@ -1,6 +1,5 @@
 """The items of models: what each takes and gives, as STAC's `mlm` has it, of what tmtool's registry knows."""
 
-import base64
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from tmtool.catalog._words import classes
 from tmtool.models import MODELS as REGISTRY
 from tmtool.models import RANDOM, Generation, ModelEntry, ModelSpec
 from tmtool.models.card import Given, Taken
-from tmtool.models.weights import WeightFile
+from tmtool.models.weights import WeightFile, digest_uri
 from tmtool.provenance import Provenance
 from tmtool.settings import Tiling
 from tmtool.tasks import TASKS
@@ -146,16 +145,15 @@ def _files(name: str, entry: ModelEntry) -> Iterator[tuple[str, Any]]:
 
 
 def _own_files(made: Provenance) -> list[tuple[str, Any]]:
-    """Return the user's own checkpoint, if there is one, named by its digest (RFC 6920): nobody knows where it lies."""
+    """Return the user's own checkpoint, if there is one, named by its digest."""
     import pystac
 
     found = []
     for name, digest in _own_weights(made).items():
-        link = base64.urlsafe_b64encode(bytes.fromhex(digest)).decode().rstrip("=")
         kind = _ARTIFACTS.get(Path(name).suffix, "torch.save")
         fields = {"mlm:artifact_type": kind, "file:checksum": f"1220{digest}"}
         roles = ["mlm:model", "mlm:checkpoint"]
-        found.append((name, pystac.Asset(f"ni:///sha-256;{link}", name, None, _WEIGHTS, roles, fields)))
+        found.append((name, pystac.Asset(digest_uri(digest), name, None, _WEIGHTS, roles, fields)))
     return found
 
 

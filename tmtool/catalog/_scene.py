@@ -1,5 +1,6 @@
 """The item of a scene: its products as assets, and what they say of when, where and how they were made."""
 
+import json
 import logging
 import math
 import os
@@ -21,7 +22,7 @@ from tmtool.grid import Grid
 from tmtool.names import shown
 from tmtool.provenance import weights_text
 from tmtool.source import pixel_size_m
-from tmtool.tasks import TASKS, content
+from tmtool.tasks import TASKS, content, geoemb
 
 if TYPE_CHECKING:
     import pystac
@@ -30,6 +31,8 @@ _log = logging.getLogger("tmtool")
 
 _LEVEL = "L4"
 """The processing level of what models make, as the processing extension and mlm have it."""
+_EMBEDDINGS = "embeddings"
+"""The asset whose properties and links are those of `emb`."""
 _KEPT = ("root", "parent")
 """Links of an item that catalogs put there."""
 
@@ -68,8 +71,10 @@ def document(
     """Return the item of a scene's products in a folder; `catalogs` are links to those that list it, by their `rel`."""
     import pystac
 
-    assets = dict(_assets(found))
-    properties, area = _properties(found), _area(found)
+    keyed = _keyed(found)
+    assets = dict(_assets(keyed))
+    vectors = keyed.get(_EMBEDDINGS)
+    properties, area = _properties(found) | (_of_vectors(vectors) if vectors else {}), _area(found)
     start, end = _taken(found)
     at_once = start == end
     item = pystac.Item(
@@ -85,7 +90,7 @@ def document(
     )
     for rel, href in catalogs.items():
         item.add_link(pystac.Link(rel, href, pystac.MediaType.JSON))
-    for link in _sources(found, folder, root):
+    for link in _derivations(found, vectors, folder, root):
         item.add_link(link)
     return item.to_dict(include_self_link=False, transform_hrefs=False)
 
@@ -163,32 +168,48 @@ def _together(areas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return union
 
 
-def _sources(found: Sequence[Found], folder: Path, root: Path) -> Iterator["pystac.Link"]:
-    """Yield links to the items of the inputs that still are there, and of the models."""
+def _derivations(found: Sequence[Found], vectors: Found | None, folder: Path, root: Path) -> Iterator["pystac.Link"]:
+    """Yield links to the items of the inputs that still are there, and of the models; those of vectors also as `emb` has them."""
     import pystac
 
+    of_vectors = [vectors] if vectors else []
+    for some, to_inputs, to_models in (
+        (found, "derived_from", "derived_from"),
+        (of_vectors, "emb:source-data", "emb:model"),
+    ):
+        for href in _inputs(some, folder):
+            yield pystac.Link(to_inputs, href, pystac.MediaType.GEOJSON)
+        for path, name in models.items_of(root, some):
+            said = {"mlm:name": name}
+            yield pystac.Link(to_models, relative(path, folder), pystac.MediaType.GEOJSON, extra_fields=said)
+
+
+def _inputs(found: Sequence[Found], folder: Path) -> Iterator[str]:
+    """Yield where the items of inputs are, of those that still are there."""
     for href in dict.fromkeys(str(href) for one in found for href in one.made.details.get("items", {}).values()):
         if "://" in href:
-            yield pystac.Link("derived_from", shown(href), pystac.MediaType.GEOJSON)
+            yield shown(href)
         elif os.path.exists(href):
-            yield pystac.Link("derived_from", relative(Path(href), folder.absolute()), pystac.MediaType.GEOJSON)
-    for path, name in models.items_of(root, found):
-        said = {"mlm:name": name}
-        yield pystac.Link("derived_from", relative(path, folder), pystac.MediaType.GEOJSON, extra_fields=said)
+            yield relative(Path(href), folder.absolute())
 
 
 # What
 
 
-def _assets(found: Sequence[Found]) -> Iterator[tuple[str, "pystac.Asset"]]:
+def _keyed(found: Sequence[Found]) -> dict[str, Found]:
+    """Return products by the keys of their assets."""
+    keyed: dict[str, Found] = {}
+    for one in sorted(found, key=lambda one: (one.suffix, -len(one.facts.bands), one.path)):
+        key = TASKS[one.made.task].listed_as(one.suffix)
+        keyed[f"{key}_{one.path.suffix[1:]}" if key in keyed else key] = one  # the same in another format
+    return keyed
+
+
+def _assets(keyed: Mapping[str, Found]) -> Iterator[tuple[str, "pystac.Asset"]]:
     """Yield the assets and their keys: products, the masks beside them, and their pictures."""
     import pystac
 
-    keys: set[str] = set()
-    for one in sorted(found, key=lambda one: (one.suffix, -len(one.facts.bands), one.path)):
-        key = TASKS[one.made.task].listed_as(one.suffix)
-        key = f"{key}_{one.path.suffix[1:]}" if key in keys else key  # the same in another format
-        keys.add(key)
+    for key, one in keyed.items():
         title = f"{one.suffix}: {one.made.task}, {one.made.model}"
         yield key, pystac.Asset(f"./{one.path.name}", title, None, one.media_type, ["data"], _fields(one))
         if one.beside:
@@ -252,4 +273,11 @@ def _dimensions(facts: Facts) -> list[dict[str, Any]]:
 
 
 _BANDS: Mapping[str, Callable[[Facts], list[dict[str, Any]]]] = {"vectors": _dimensions}
-"""How bands are listed by what products hold, where that is not as usual. Fields of conventions for vectors go here too."""
+"""How bands are listed by what products hold, where that is not as usual."""
+
+
+def _of_vectors(one: Found) -> dict[str, Any]:
+    """Return the properties of an item that has embeddings, as `emb` has them."""
+    facts = one.facts
+    scales = [band.scale for band in facts.bands] or json.loads(facts.tags.get("scales", "[]"))
+    return geoemb.properties(one.made, scales)

@@ -610,7 +610,15 @@ Dtype = Annotated[
 ]
 FileFormat = Annotated[
     settings.FileFormat,
-    typer.Option("--format", rich_help_panel=_EMBEDDING, help="File format of the product."),
+    typer.Option(
+        "--format",
+        rich_help_panel=_EMBEDDING,
+        help="File format of the product; majortom is GeoParquet with the columns of Major TOM's embeddings.",
+    ),
+]
+RasterFormat = Annotated[
+    settings.RasterFormat,
+    typer.Option("--format", rich_help_panel=IO, help="File format of the products."),
 ]
 GenerateFormat = Annotated[
     str,
@@ -619,7 +627,7 @@ GenerateFormat = Annotated[
         metavar="NAME",
         rich_help_panel=IO,
         show_default="cog, and geojson of coords and caption",
-        help="File format: cog of rasters, geojson or geoparquet of coords and caption. A product that it does not fit keeps "
+        help="File format: cog or zarr of rasters, geojson or geoparquet of coords and caption. A product that it does not fit keeps "
         "its default.",
     ),
 ]

@@ -25,7 +25,7 @@ def generate(
 ) -> None:
     """Generate modalities from a raster: radar, land cover, elevation, ... as georeferenced COGs.
 
-    Writes `{stem}_{MODALITY}.tif` for each of --out and prints their paths. For --out coords (where the model thinks that
+    Writes `{stem}_{MODALITY}.tif` (or .zarr) for each of --out and prints their paths. For --out coords (where the model thinks that
     tiles lie) and --out caption (texts; --model v01-base) it writes `{stem}_coords.geojson` and `{stem}_caption.geojson`,
     with one feature per tile. --in coords gives the model the location of each tile.
 

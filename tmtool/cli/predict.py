@@ -1,6 +1,6 @@
 """`tmtool predict`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import typer
@@ -63,10 +63,11 @@ def predict(
     in_: NamedInputs = None,
     probabilities: Probabilities = False,
     dtype: ProbabilityType = "float32",
+    format_: o.RasterFormat = "cog",
 ) -> None:
     """Predict with a task that was fine-tuned with TerraTorch: floods, burn scars, crops.
 
-    Writes `{stem}_pred.tif`: classes with their names and colours, or values; for tasks with one answer per image, one
+    Writes `{stem}_pred.tif` (or .zarr): classes with their names and colours, or values; for tasks with one answer per image, one
     pixel per tile. Tiles are the config's `tiled_inference_parameters` unless --crop, --stride or --delta say otherwise.
 
     Example: tmtool predict Valencia.tif --config burnscars.yaml --checkpoint best.ckpt
@@ -80,6 +81,6 @@ def predict(
         from tmtool.tasks.predict import task_of
 
         asked, tiling = task_of(task.files(), probabilities, dtype)
-        job = o.job_of(asked, listing, output, compute, o.tiles_of(tiling, tiles))
+        job = o.job_of(replace(asked, format=format_), listing, output, compute, o.tiles_of(tiling, tiles))
         policy = o.policy_of(run, output, compute)
         run_command(job, listing, output, policy, in_, as_json=run.json_, quiet=log.quiet)

@@ -23,7 +23,7 @@ _CLASS = "CLASS_"
 def convert(work: Work, path: Path) -> None:
     """Write the COG with overviews, tags, colours and statistics at `path`, and validate it. Raises `ProductError`."""
     source = work.path
-    if work.layout.dtype == "int8" and work.layout.work_dtype:
+    if work.layout.coded:
         source = _coded(work)
     with rasterio.open(source, "r+") as dst:
         _describe(dst, work)
@@ -103,7 +103,7 @@ def _describe(dst: Any, work: Work) -> None:
     dst.update_tags(**work.tags)
     for i, name in enumerate(layout.bands):
         dst.set_band_description(i + 1, name)
-        if not (layout.ids or layout.work_dtype == "float32" and layout.dtype == "int8"):
+        if not (layout.ids or layout.coded):
             dst.update_tags(i + 1, **work.statistics.tags(i))
     dst.units = [layout.unit] * dst.count
     if (work.scales != 1).any():

@@ -203,7 +203,7 @@ def values_field(work: Work) -> Any:
 
     layout = work.layout
     about = {"unit": layout.unit} if layout.unit else {}
-    if _scaled(work):
+    if work.layout.coded:
         about["scales"] = "value = stored * scales, which the file's metadata hold"
     values = pa.field("element", pa.from_numpy_dtype(np.dtype(layout.dtype)), nullable=False)
     return pa.field("embedding", pa.list_(values, len(layout.bands)), nullable=False, metadata=about or None)
@@ -246,7 +246,7 @@ def binary(records: NDArray[Any]) -> Any:
 
 
 def _metadata(work: Work, crs: Any, bounds: NDArray[np.float64]) -> dict[str, str]:
-    scales = {"scales": json.dumps(work.scales.tolist())} if _scaled(work) else {}
+    scales = {"scales": json.dumps(work.scales.tolist())} if work.layout.coded else {}
     names = {"band_names": json.dumps(work.layout.bands)}
     return dict(work.tags) | names | scales | {"geo": json.dumps(geo(crs, bounds))}
 
@@ -266,10 +266,6 @@ def geo(crs: Any, bounds: NDArray[np.float64]) -> dict[str, Any]:
     if np.isfinite(bounds).all():
         column["bbox"] = bounds.tolist()
     return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-
-
-def _scaled(work: Work) -> bool:
-    return bool((work.scales != 1).any())
 
 
 def _validate(path: Path, work: Work, expected: Any) -> None:

@@ -59,6 +59,11 @@ class Layout:
         return len(self.bands) * np.dtype(self.dtype).itemsize
 
     @property
+    def coded(self) -> bool:
+        """Whether float rows become int8, by a scale for each band."""
+        return self.dtype == "int8" and bool(self.work_dtype)
+
+    @property
     def work(self) -> tuple[str, float]:
         """Dtype and nodata value of the work file."""
         return (self.work_dtype, float("nan")) if self.work_dtype else (self.dtype, self.nodata)
@@ -127,7 +132,7 @@ class Work:
     def scales(self) -> NDArray[np.float64]:
         """What each band's values are multiplied with to be in the layout's unit, `(bands,)`."""
         layout, seen = self.layout, self.statistics
-        if layout.dtype != "int8" or not layout.work_dtype or not seen.count:
+        if not layout.coded or not seen.count:
             return np.full(len(layout.bands), layout.scale)
         most = np.maximum(abs(seen.low), abs(seen.high))
         return np.where(most > 0, most, 1.0) / _INT8_MAX
@@ -160,7 +165,7 @@ class Work:
 
     def _encoded(self, values: NDArray[Any], valid: BoolArray) -> NDArray[Any]:
         layout = self.layout
-        if layout.dtype == "int8" and layout.work_dtype:
+        if layout.coded:
             coded = np.where(valid, values, 0) / self.scales[:, None, None].astype(np.float32)
             np.clip(np.rint(coded, out=coded), -_INT8_MAX, _INT8_MAX, out=coded)
             return np.where(valid, coded.astype(np.int8), np.int8(layout.nodata))

@@ -176,7 +176,7 @@ def _chunk(layout: Layout, shape: tuple[int, int]) -> tuple[int, int]:
 def _coordinates(work: Work, grid: Grid) -> dict[str, Any]:
     names = np.array(work.layout.bands, object)  # Zarr has no texts of a fixed length
     found: dict[str, Any] = {"band": ("band", names, {"long_name": "name of the band"})}
-    if (work.scales != work.layout.scale).any():
+    if work.layout.coded:
         found["scale"] = ("band", work.scales, {"long_name": "value = stored * scale"})
     return found | centres(grid)
 

@@ -1,5 +1,6 @@
 """Weight files: which ones a job needs, where they are, and strict loading, which leaves no tensor random."""
 
+import base64
 import hashlib
 import json
 import logging
@@ -85,6 +86,23 @@ def coords_file() -> WeightFile:
 def local_file(path: Path) -> WeightFile:
     """Return the name under which a file of the user's own, a checkpoint, stands among the files of a job."""
     return WeightFile("", path.name)
+
+
+def digest_uri(digest: str) -> str:
+    """Return the name of a file of the user's own by its SHA-256 (RFC 6920): nobody knows where it lies."""
+    return f"ni:///sha-256;{base64.urlsafe_b64encode(bytes.fromhex(digest)).decode().rstrip('=')}"
+
+
+def model_uri(weights: Any, version: str) -> str:
+    """Return what refers to a model, by the weights in a provenance: the user's own file, the repository on the hub, or tmtool."""
+    names: Mapping[str, str] = weights if isinstance(weights, dict) else {}
+    own = [digest for name, digest in names.items() if "/" not in name]
+    repositories = [name.rpartition("/")[0] for name in names if "/" in name]
+    if own:
+        return digest_uri(own[0])
+    if repositories and repositories[0] != _PACKAGED:
+        return f"https://huggingface.co/{repositories[0]}"
+    return f"pkg:pypi/tmtool@{version}" + ("" if names else "#random-weights")
 
 
 def locate(

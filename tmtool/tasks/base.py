@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from tmtool.errors import InputError, UsageError
 from tmtool.files.cog import COG
 from tmtool.files.writer import Format
+from tmtool.files.zarr import ZARR
 from tmtool.grid import Grid
 from tmtool.modality import Modality
 from tmtool.models import ModelEntry, ModelSpec, Request
@@ -17,6 +18,9 @@ from tmtool.products.product import Product
 from tmtool.provenance import Provenance
 from tmtool.settings import Reading
 from tmtool.source import Source, inspect
+
+RASTERS: Mapping[str, Format] = {"cog": COG, "zarr": ZARR}
+"""The formats of rasters of pixels."""
 
 
 @dataclass(frozen=True)

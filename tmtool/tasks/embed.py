@@ -13,6 +13,7 @@ from tmtool.dates import parsed
 from tmtool.errors import InputError, UsageError
 from tmtool.files.cog import COG
 from tmtool.files.geoparquet import GEOPARQUET
+from tmtool.files.majortom import MAJORTOM
 from tmtool.files.writer import Format, Layout
 from tmtool.files.zarr import ZARR
 from tmtool.grid import Grid, OutputSpec, Strip
@@ -23,9 +24,10 @@ from tmtool.products.product import Product, check_finite
 from tmtool.provenance import Provenance
 from tmtool.settings import Merge, Vectors
 from tmtool.source import Source
+from tmtool.tasks import geoemb
 from tmtool.tasks.base import Task, check_not_both, check_outputs
 
-_FORMATS: dict[str, Format] = {"cog": COG, "zarr": ZARR, "geoparquet": GEOPARQUET}
+_FORMATS: dict[str, Format] = {"cog": COG, "zarr": ZARR, "geoparquet": GEOPARQUET, "majortom": MAJORTOM}
 
 
 @dataclass(frozen=True)
@@ -172,9 +174,11 @@ class Embed(Task):
         check_not_both(source, self.imagined, "--tim", entry)
 
     def check_grid(self, path: str, grid: Grid) -> None:
-        """Raise `InputError` if coordinates are asked for where none are known."""
+        """Raise `InputError` if coordinates are asked for, of tiles or cells, where none are known."""
         if self.coords and grid.crs is None:
             raise InputError(f"{path}: has no CRS, so its coordinates are not known; leave out --coords.")
+        if self.vectors.format == "majortom" and grid.crs is None:
+            raise InputError(f"{path}: has no CRS, which --format majortom needs for degrees; write geoparquet.")
 
     def request(self, inputs: Sequence[str]) -> Embedding:
         """Return what the model is asked for."""
@@ -221,6 +225,7 @@ def _product(output: EmbeddingOutput, options: Vectors, patch: int) -> Product:
         format=_FORMATS[options.format],
         about=(("layer", output.layer),),
         variable="embedding",
+        described=geoemb.attributes,
     )
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from tmtool.errors import InputError, UsageError
-from tmtool.files.cog import COG
 from tmtool.files.geojson import PLACES, TEXTS
 from tmtool.files.writer import Format, Layout
 from tmtool.grid import Grid, OutputSpec
@@ -18,10 +17,7 @@ from tmtool.products.draws import BESIDE_A_MEAN, of_draws
 from tmtool.products.product import Product, pixels_of
 from tmtool.provenance import Provenance
 from tmtool.source import Source
-from tmtool.tasks.base import Task, check_not_both, check_outputs, decoded
-
-RASTERS: dict[str, Format] = {"cog": COG}
-"""The formats of rasters."""
+from tmtool.tasks.base import RASTERS, Task, check_not_both, check_outputs, decoded
 
 
 @dataclass(frozen=True)

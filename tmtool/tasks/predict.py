@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmtool.errors import InputError, UsageError
-from tmtool.files.writer import Layout
+from tmtool.files.writer import Format, Layout
 from tmtool.grid import Grid, OutputSpec, Strip
 from tmtool.modality import MODALITIES, Modality
 from tmtool.models import ModelEntry, ModelSpec, Request
@@ -25,9 +25,9 @@ from tmtool.models.finetuned.inputs import TaskInput
 from tmtool.models.requests import Prediction, input_key
 from tmtool.products.product import Product, check_finite
 from tmtool.provenance import Provenance
-from tmtool.settings import Reading
+from tmtool.settings import RasterFormat, Reading
 from tmtool.source import Source, band_names, describe, inspect
-from tmtool.tasks.base import Task
+from tmtool.tasks.base import RASTERS, Task
 
 _log = logging.getLogger("tmtool")
 
@@ -103,6 +103,12 @@ class Predict(Task):
     tuned: Path | None = None
     probabilities: bool = False
     dtype: ProbabilityType = "float32"
+    format: RasterFormat = "cog"
+
+    @classmethod
+    def formats(cls) -> tuple[Format, ...]:
+        """Return the file formats that its products may have."""
+        return tuple(RASTERS.values())
 
     @classmethod
     def for_files(cls, outputs: tuple[str, ...], coords: bool) -> "Task":
@@ -192,7 +198,8 @@ class Predict(Task):
 
     def products(self, spec: ModelSpec, entry: ModelEntry) -> tuple[Product, ...]:
         """Return the answer, and the probabilities if they are asked for."""
-        return (self._answer(), *([self._scores()] if self.probabilities else []))
+        made = (self._answer(), *([self._scores()] if self.probabilities else []))
+        return tuple(replace(product, format=RASTERS[self.format]) for product in made)
 
     def details(self, spec: ModelSpec, grid: Grid) -> Mapping[str, Any]:
         """Return the config's digest, and the bands and statistics in use."""

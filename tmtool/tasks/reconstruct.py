@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from tmtool.errors import InputError
+from tmtool.files.writer import Format
 from tmtool.grid import BoolArray, Window
 from tmtool.modality import MODALITIES, OUTPUTS, Modality
 from tmtool.models import Decoding, ModelEntry, ModelSpec, Moments, Request, Sampling
@@ -17,9 +18,9 @@ from tmtool.products.draws import BESIDE_A_MEAN, of_draws
 from tmtool.products.metrics import Comparison, comparison_text
 from tmtool.products.product import Measuring, Product, pixels_of
 from tmtool.provenance import Provenance, weights_text
-from tmtool.settings import Reading
+from tmtool.settings import RasterFormat, Reading
 from tmtool.source import Reader, Source, token_source
-from tmtool.tasks.base import Task, check_tokenizer, decoded
+from tmtool.tasks.base import RASTERS, Task, check_tokenizer, decoded
 from tmtool.tasks.tokenize import Tokenize
 
 
@@ -41,7 +42,13 @@ class Reconstruct(Task):
         """Return the modalities that a model has a tokenizer of."""
         return decoded(entry)
 
+    @classmethod
+    def formats(cls) -> tuple[Format, ...]:
+        """Return the file formats that its products may have."""
+        return tuple(RASTERS.values())
+
     sampling: Sampling = field(default_factory=Sampling)
+    format: RasterFormat = "cog"
 
     @property
     def before(self) -> Task:
@@ -71,7 +78,8 @@ class Reconstruct(Task):
     def products(self, spec: ModelSpec, entry: ModelEntry) -> tuple[Product, ...]:
         """Return the pixels, compared with the input."""
         (modality,) = (entry.modalities[m] for m in spec.outputs)
-        return of_draws(_reconstruction(modality, entry.moments(modality)), modality, self.sampling.samples)
+        product = replace(_reconstruction(modality, entry.moments(modality)), format=RASTERS[self.format])
+        return of_draws(product, modality, self.sampling.samples)
 
     def encoding(self, source: Source) -> Task | None:
         """Return what makes the tokens of a raster of pixels."""
