@@ -249,7 +249,8 @@ def generate(
 
     Returns a Dataset on the raster's grid: `S1GRD` and `S1RTC` (band, y, x) float32, dB; `DEM` (y, x) float32, m; `NDVI`
     (y, x) float32, -1 to 1; `LULC` (y, x) uint8, classes as its `flag_meanings` says, 0 for nodata; `S2L2A` (band, y, x)
-    uint16, DN, 0 for nodata. Nodata of floats is NaN.
+    uint16, DN, 0 for nodata. Nodata of floats is NaN. With `samples` above 1 each is the mean of so many draws, and beside it are
+    `S1GRD_std` and the like, float32 in the same unit, and of land cover `LULC_prob` (band, y, x) and `LULC_entropy` (y, x), nats.
 
     Raises `UsageError` for options and `InputError` for rasters that cannot work, `WeightsError`, `DeviceError`; while
     computing also `ReadError`, `ProductError` and `OutOfMemory`.
