@@ -4,7 +4,7 @@ PY := .venv/bin/python
 
 GALLERY := docs/gallery_scene.png docs/gallery_land.png docs/gallery_patches.png
 
-.PHONY: demo test test-lowest lint bench clean docs/gallery_spread.png docs/tokens.png docs/embed.png docs/preview.png docs/page.png docs/water.png $(GALLERY) tmtool/pictures/page/ol.js
+.PHONY: demo test test-lowest lint wheel site bench clean docs/gallery_spread.png docs/tokens.png docs/embed.png docs/preview.png docs/page.png docs/water.png $(GALLERY) tmtool/pictures/page/ol.js
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -34,6 +34,18 @@ lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# dist/tmtool-*.whl, built of the checkout as it is, installed alone into a fresh environment and tried there.
+wheel: .venv/installed
+	rm -rf build dist
+	$(PY) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	rm -rf build
+	$(PY) -m pytest -n 0 tests/wheel.py
+
+# README, docs/ and samples/ as a site: site/index.html. Needs no network.
+site: .venv/installed
+	$(PY) -m sphinx -q -W --keep-going -E -b html -c docs -d site/.doctrees . site
+	cp site/README.html site/index.html
 
 docs/demo.png: demo
 	$(PY) samples/render_demo.py out $@
@@ -82,4 +94,4 @@ bench: .venv/installed
 	$(PY) -m tests.bench $(BENCH)
 
 clean:
-	rm -rf .venv .venv-lowest out build *.egg-info
+	rm -rf .venv .venv-lowest out build dist site *.egg-info

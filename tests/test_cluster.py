@@ -300,6 +300,12 @@ def test_what_is_no_cluster(address: str, tmtool: Any, make_raster: Any) -> None
     assert "local:N" in result.stderr
 
 
+def test_without_a_scheduler_installed_the_cure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tmtool.batch._cluster.find_spec", lambda name: None if name == "distributed" else name)
+    with pytest.raises(UsageError, match=r"pip install 'tmtool\[cluster\]'"):
+        check_address("local:2")
+
+
 def test_a_scheduler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tmtool.batch._cluster._CONNECT_S", 1.0)
     with (

@@ -77,11 +77,13 @@ def _distributed() -> Any:
 
 
 def check_address(address: str) -> None:
-    """Raise `UsageError` if `address` cannot be a cluster's."""
+    """Raise `UsageError` if `address` cannot be a cluster's, or Dask's scheduler is not installed."""
     kind, _, rest = address.partition(":")
     local = _is_local(address) and (address == "local-cuda" or (rest.isdigit() and int(rest) > 0))
     if not (local or (kind in _SCHEMES and rest.startswith("//")) or Path(address).is_file()):
         raise UsageError(f"--cluster {address}: give {_FORMS}.")
+    if find_spec("distributed") is None:
+        raise UsageError(f"--cluster {address} needs the package distributed. Run pip install 'tmtool[cluster]'.")
 
 
 def _is_local(address: str) -> bool:

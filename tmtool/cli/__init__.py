@@ -29,7 +29,6 @@ app = typer.Typer(
     help="Run the TerraMind foundation models over geospatial rasters of any size.",
     epilog="Example: tmtool generate Santiago.tif --out S1GRD,LULC",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

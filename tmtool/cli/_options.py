@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import typer
 
 from tmtool import errors, settings
+from tmtool.cli import _complete
 from tmtool.modality import INPUTS, OUTPUTS
 from tmtool.settings import Extent, Policy, Reading, RunSettings, Sampling, Tiling
 
@@ -75,6 +76,7 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="MOD,...",
+        autocompletion=_complete.outputs,
         rich_help_panel=IO,
         help=f"Modalities to generate, in order; each conditions the next. Choose from {', '.join(OUTPUTS)}; "
         "also coords and caption, one for each tile.",
@@ -85,6 +87,7 @@ In = Annotated[
     typer.Option(
         "--in",
         metavar="MOD",
+        autocompletion=_complete.inputs,
         rich_help_panel=IO,
         show_default="found out from names, tags and band count",
         help=f"What the inputs are. Of {', '.join(INPUTS)}.",
@@ -95,6 +98,7 @@ TokenIn = Annotated[
     typer.Option(
         "--in",
         metavar="MOD",
+        autocompletion=_complete.inputs,
         rich_help_panel=IO,
         show_default="found out from names, tags and band count",
         help=f"What the inputs are, of those with a tokenizer: {', '.join(OUTPUTS)}. Token rasters say it themselves.",
@@ -105,6 +109,7 @@ Ins = Annotated[
     typer.Option(
         "--in",
         metavar="MOD|MOD=FILE",
+        autocompletion=_complete.inputs,
         rich_help_panel=IO,
         show_default="found out from names, tags and band count",
         help=f"What the inputs are, of {', '.join(INPUTS)}; or, once for each modality of one scene, MOD=FILE in place of "
@@ -287,6 +292,7 @@ EncoderModel = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
+        autocompletion=_complete.models,
         rich_help_panel=_MODEL,
         envvar="TMTOOL_MODEL",
         help="TerraMind's size: base, large, small or tiny; v01-base; demo, a small model in the package; or an encoder of "
@@ -298,6 +304,7 @@ Weights = Annotated[
     str | None,
     typer.Option(
         "--weights",
+        autocompletion=_complete.models,
         metavar="DIR|random",
         rich_help_panel=_MODEL,
         envvar="TMTOOL_WEIGHTS",
@@ -575,6 +582,7 @@ Coords = Annotated[
         "--coords",
         rich_help_panel=_EMBEDDING,
         help="Give the model each tile's longitude and latitude; needs a CRS. Not for demo and Prithvi without -tl.",
+        autocompletion=_complete.outputs,
     ),
 ]
 Dates = Annotated[

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tmtool import errors
+from tmtool.cli import _complete
 from tmtool.cli import _options as o
 from tmtool.cli._compose import composed, words_of
 from tmtool.cli._session import command
@@ -51,6 +52,7 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="MOD,...",
+        autocompletion=_complete.outputs,
         rich_help_panel=_MEASURED,
         show_default=OUTPUTS,
         help="Modalities to generate, all in each combination.",
@@ -61,6 +63,7 @@ ModelList = Annotated[
     typer.Option(
         "--model",
         metavar="NAME,...",
+        autocompletion=_complete.models,
         rich_help_panel=_MEASURED,
         envvar="TMTOOL_MODEL",
         help="Models, as `tmtool models list` names them.",

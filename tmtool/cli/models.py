@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tmtool.cli import _complete
 from tmtool.cli import _options as o
 from tmtool.cli._session import command
 
@@ -23,7 +24,11 @@ app = typer.Typer(
 
 ModelArgument = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="base, large, small, tiny, demo or another that `tmtool models list` shows."),
+    typer.Argument(
+        metavar="MODEL",
+        autocompletion=_complete.models,
+        help="base, large, small, tiny, demo or another that `tmtool models list` shows.",
+    ),
 ]
 For = Annotated[
     str,
@@ -32,13 +37,20 @@ For = Annotated[
     ),
 ]
 Inputs = Annotated[
-    str, typer.Option("--in", metavar="MOD,...", help="Its inputs; LULC and NDVI need their tokenizers.")
+    str,
+    typer.Option(
+        "--in",
+        metavar="MOD,...",
+        autocompletion=_complete.inputs,
+        help="Its inputs; LULC and NDVI need their tokenizers.",
+    ),
 ]
 Outputs = Annotated[
     str,
     typer.Option(
         "--out",
         metavar="MOD,...",
+        autocompletion=_complete.outputs,
         help="Its outputs; each needs its tokenizer.",
         show_default="S1GRD,LULC for generate",
     ),
