@@ -101,6 +101,17 @@ def test_a_level_scene_is_left_as_it_is(tmtool: Any, scene: Any, adrift: str, tm
     np.testing.assert_allclose(read(Path(found["products"]["DEM"])), truth, atol=1e-3)
 
 
+def test_a_single_row_of_tiles_and_a_single_tile(tmtool: Any, make_raster: Any, adrift: str, tmp_path: Path) -> None:
+    """Such scenes have no journal."""
+    for name, width in (("row", 240), ("tile", 60)):
+        values = np.full((12, 60, width), 700, np.int16)
+        values[:, :, 0] = 710
+        path = make_raster(values, f"{name}.tif", nodata=0)
+        found = run(tmtool, path, tmp_path, adrift, "--out", "DEM", "--level", "DEM")
+        left = read(Path(found["products"]["DEM"])) - values[0]
+        assert np.ptp(left) < 0.05 * SPREAD
+
+
 def test_to_a_coarse_reference(tmtool: Any, scene: Any, adrift: str, tmp_path: Path, make_raster: Any) -> None:
     path, truth = scene
     blocks = np.nan_to_num(truth, nan=900).reshape(110, 3, 140, 3).mean(axis=(1, 3))

@@ -257,6 +257,7 @@ class SceneWriter:
         """Bring the tiles of a product to one level: its rows are written again. Return what was removed, by band."""
         plan, product, writer = self._prepared.plan, self._products[name], self._writers[name]
         bands, spec, top = product.layout.bands, product.spec, self._corners[name][0]
+        writer.checkpoint()  # a work file that was never synced cannot be read
         before = Overlaps.total(self._overlaps[name], len(bands))
         found = offsets(before, self._anchor(name))
         writer.statistics, self._steps[name] = Statistics(len(bands)), BorderSteps(plan, spec, len(bands))
