@@ -44,7 +44,9 @@ wheel: .venv/installed
 
 # README, docs/ and samples/ as a site: site/index.html. Needs no network.
 site: .venv/installed
-	$(PY) -m sphinx -q -W --keep-going -E -b html -c docs -d site/.doctrees . site
+	rm -rf site
+	$(PY) -m sphinx -q -W --keep-going -b html -c docs -d site/.doctrees . site
+	rm -r site/.doctrees
 	cp site/README.html site/index.html
 
 docs/demo.png: demo

@@ -95,6 +95,19 @@ def test_links_resolve(page: Path) -> None:
         assert not anchor or anchor in anchors(file), f"{page.name}: {target}"
 
 
+def test_sizes_of_weights_are_those_of_the_files() -> None:
+    from tmtool.cli.models import _files, _spec
+
+    text = (ROOT / "docs" / "WEIGHTS.md").read_text()
+    rows = re.findall(r"^\| `([\w.-]+)` \| ([\d.]+) \| ([\d.]*) ?\|$", text, re.M)
+    assert len(rows) == 10
+    for model, *sizes in rows:
+        for task, size in zip(("embed", "generate"), sizes, strict=True):
+            if size:
+                spec = _spec(model, task, "S2L2A", "S1GRD,LULC" if task == "generate" else "", coords=False)
+                assert float(size) == round(sum(file.megabytes for file in _files(spec)) / 1000, 1), (model, task)
+
+
 def test_every_page_is_reached_from_the_readme() -> None:
     linked = set(re.findall(r"\]\((docs/\w+\.md)", (ROOT / "README.md").read_text()))
     assert linked == {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}

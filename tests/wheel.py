@@ -87,7 +87,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(environment: Path, *command: str, stdin: str | None = None) -> str:
     """Run a program of the environment in the folder beside it, and return its standard output."""
-    variables = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "TMTOOL_"))}
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "TMTOOL_", "OMP_"))}
     done = subprocess.run(
         [str(environment / "bin" / command[0]), *command[1:]],
         input=stdin,
