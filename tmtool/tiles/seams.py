@@ -19,6 +19,9 @@ SEAMS_TAG = "TMTOOL_SEAMS"
 STEP_LIMIT = 1.5
 """Steps at the borders of tiles, in those elsewhere, from which on a seam is told; docs/METRICS.md has what scenes give."""
 
+_Pixels = tuple[NDArray[Any], BoolArray]
+"""Values `(bands, h, w)` and their validity `(h, w)`."""
+
 _SHARE = "of px"
 
 _LIKE, _BORDER, _OTHER = range(3)
@@ -46,27 +49,22 @@ class BorderSteps:
 
     def add(self, row: int, values: NDArray[Any], valid: BoolArray) -> None:
         """Take the next rows, `(bands, h, W)` from product row `row`, and their validity `(h, W)`."""
-        across = self._steps(values[:, :, 1:], values[:, :, :-1], valid[:, 1:] & valid[:, :-1])
+        rows = self._rows[row - self._first : row - self._first + len(valid)]
         for kind in (_LIKE, _BORDER):
-            where = self._cols[1:] == kind
-            self._count(kind, (across[0][:, :, where], across[1][:, where]))
-        if self._last is not None:
-            values = np.concatenate([self._last[0], values], axis=1)
-            valid = np.concatenate([self._last[1], valid])
-            row -= 1
-        down = self._steps(values[:, 1:], values[:, :-1], valid[1:] & valid[:-1])
-        for kind in (_LIKE, _BORDER):
-            where = self._rows[row - self._first + 1 : row - self._first + len(valid)] == kind
-            self._count(kind, (down[0][:, where], down[1][where]))
+            at = np.flatnonzero(self._cols == kind)
+            self._count(kind, (values[:, :, at], valid[:, at]), (values[:, :, at - 1], valid[:, at - 1]))
+            at = np.flatnonzero(rows[1:] == kind) + 1
+            self._count(kind, (values[:, at], valid[at]), (values[:, at - 1], valid[at - 1]))
+            if self._last is not None and rows[0] == kind:
+                self._count(kind, (values[:, :1], valid[:1]), self._last)
         self._last = (values[:, -1:].copy(), valid[-1:].copy())
 
-    def _steps(self, first: NDArray[Any], second: NDArray[Any], both: BoolArray) -> tuple[NDArray[Any], BoolArray]:
-        apart = first != second if self._classes else np.abs(first.astype(np.float32) - second.astype(np.float32))
-        return np.where(both, apart, 0), both
-
-    def _count(self, kind: int, steps: tuple[NDArray[Any], BoolArray]) -> None:
-        self._sums[kind] += steps[0].sum(axis=(1, 2), dtype=np.float64)
-        self._counts[kind] += steps[1].sum()
+    def _count(self, kind: int, first: _Pixels, second: _Pixels) -> None:
+        (one, seen), (other, there) = first, second
+        both = seen & there
+        apart = one != other if self._classes else np.abs(one.astype(np.float32) - other.astype(np.float32))
+        self._sums[kind] += np.where(both, apart, 0).sum(axis=(1, 2), dtype=np.float64)
+        self._counts[kind] += both.sum()
 
     @property
     def ratios(self) -> NDArray[np.float64]:
@@ -83,7 +81,7 @@ class BorderSteps:
 def _kinds(plan: TilePlan, borders: Sequence[int], span: range) -> NDArray[np.int8]:
     """Return for each place of a span whether a border is there, or it lies within its patch as some border does, or neither."""
     at = np.arange(span.start, span.stop)
-    like = np.isin(at % plan.patch, [border % plan.patch for border in borders])
+    like = np.isin(at % plan.patch, [border % plan.patch for border in borders]) & (at > span.start)
     return np.where(np.isin(at, borders), _BORDER, np.where(like, _LIKE, _OTHER)).astype(np.int8)
 
 
