@@ -100,6 +100,8 @@ def preview(
 
         Look(size).check()
         _check_page(html, report)
+        if tiles and html is not None:
+            raise UsageError("--tiles: is for pictures; leave out --html.")
         look = Look(size, bbox, inspect(with_) if with_ else None, tiles)
         paths = _listed(products, recursive, needed=report is None)
         components = fitted(paths) if together else {}
@@ -148,7 +150,7 @@ def _listed(products: list[Path], recursive: bool, needed: bool = True) -> list[
 
     found: dict[Path, None] = {}
     for path in products:
-        if not path.is_dir():
+        if not path.is_dir() or path.suffix == ".zarr":
             check_picturable(path)
             found[path] = None
             continue
