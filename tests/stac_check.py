@@ -67,7 +67,7 @@ _QUANTIZATION = {
     "type": "object",
     "required": ["method", "original_dtype"],
     "properties": {
-        **{name: _TEXT for name in ("method", "original_dtype", "quantized_dtype")},
+        **dict.fromkeys(("method", "original_dtype", "quantized_dtype"), _TEXT),
         **{name: {"type": "array", "items": _NUMBER} for name in ("scale", "offset")},
         "link": {"type": "object", "required": ["rel", "href"]},
     },

@@ -205,6 +205,11 @@ class _Expansion:
         """Return the rasters in a folder. Raises `InputError` if there are none."""
         listing = self._listing
         paths = sorted(str(path) for path in _inside(Path(argument), listing))
+        if not paths and argument.rstrip("/").endswith(".zarr"):
+            raise InputError(
+                f"{argument}: is a Zarr store, but none of ESA's Sentinel-2 products (EOPF), which are all that is read. Products of "
+                "tmtool are read in GeoTIFF: make them with --format cog."
+            )
         if not paths:
             names = listing.pattern or " ".join(f"*{ending}" for ending in _RASTERS)
             hint = "" if listing.recursive else " --recursive also searches its subfolders."

@@ -40,7 +40,7 @@ def of_array(grid: Grid) -> dict[str, Any]:
 def of_group(grid: Grid, name: str, overviews: Sequence[tuple[str, Grid]], resampling: str) -> dict[str, Any]:
     """Return the attributes of a group whose array `name`, (band, y, x), is on a grid.
 
-    `overviews` are arrays of the same name in groups below, each made of the one before.
+    `overviews` are arrays in groups below, each made of the one before.
     """
     about = _in_crs(grid) | {"spatial:dimensions": ["y", "x"], "spatial:bbox": _bounds(grid)}
     if not overviews:

@@ -45,7 +45,7 @@ def convert(work: Work, path: Path) -> None:
 
     name = work.about.name
     grids = {"": work.grid} | {f"ovr_{2 ** (i + 1)}x": grid for i, grid in enumerate(work.overviews(_SIDE))}
-    overviews = [(group, grid) for group, grid in grids.items() if group]
+    overviews = [(f"{group}/{name}", grid) for group, grid in grids.items() if group]
     placed = conventions.of_group(work.grid, name, overviews, work.layout.resampling)
     for group, grid in grids.items():
         _describe(work, grid, path, group, {} if group else _root(work, placed))
@@ -66,7 +66,7 @@ def read_tags(path: Path) -> dict[str, str]:
     try:
         group: Any = zarr.open_consolidated(path, mode="r")
         next(array for _, array in sorted(group.arrays()) if array.ndim == 3)[:1, :1, :1]
-    except (OSError, ValueError, KeyError, StopIteration) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, StopIteration) as error:
         raise ProductError(f"{path}: is damaged ({error}).") from error
     return {key: value for key, value in group.attrs.items() if isinstance(value, str)}
 
@@ -84,7 +84,7 @@ def look(path: Path) -> Facts:
             scales = found["scale"].to_numpy() if "scale" in found.variables else np.full(len(values["band"]), scale)
             bands = zip(values["band"].to_numpy().tolist(), scales.tolist(), strict=True)
             unit, nodata = values.attrs.get("units", ""), values.attrs.get("_FillValue")
-    except (OSError, ValueError, KeyError, StopIteration) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, StopIteration) as error:
         raise ProductError(f"{path}: is damaged ({error}).") from error
     return Facts(
         tags=tags,

@@ -227,6 +227,9 @@ def paired(product: Path, reference: Path) -> list[tuple[Path, Path]]:
 
     Raises `InputError` where nothing fits.
     """
+    for path in (product, reference):
+        if path.suffix == ".zarr":
+            raise InputError(f"{path}: compare reads GeoTIFF, not Zarr; make it with --format cog.")
     if not product.is_dir():
         return [(product, reference / product.name if reference.is_dir() else reference)]
     if not reference.is_dir():
