@@ -280,7 +280,7 @@ def test_importing_tmtool_imports_nothing_heavy() -> None:
 FILES_ONLY = {
     *("inputs", "recursive", "pattern", "files_from", "null", "shard", "output_dir", "overwrite", "stale", "resume"),
     *("max_memory", "dry_run", "json_", "report", "fail_fast", "retries", "quiet", "verbose", "log_file", "log_format"),
-    *("format_", "cluster", "in_", "preview", "stac", "level", "level_to"),
+    *("format_", "cluster", "in_", "preview", "stac", "level", "level_to", "scratch"),
 }
 
 

@@ -70,5 +70,9 @@ class DiskError(TmtoolError):
     """A file that could not be written, for want of space or because its disk failed."""
 
 
+class StoreError(TmtoolError):
+    """An object store that cannot be reached, or refuses."""
+
+
 class ProductError(TmtoolError):
     """A product that is wrong (non-finite, constant, not a valid COG) or could not be written; it gets no final name."""

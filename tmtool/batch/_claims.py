@@ -29,7 +29,7 @@ from tmtool.files.writer import WORK_PREFIX
 _log = logging.getLogger("tmtool")
 
 _BEATS = 6  # heartbeats in the patience of others: some may be late, or wait behind one slow disk
-_TRIES = 100
+TRIES = 100
 _MAX_BYTES = 4096
 
 
@@ -38,7 +38,7 @@ class ClaimLost(TmtoolError):
 
 
 @dataclass(frozen=True)
-class _Owner:
+class Owner:
     """The record in a claim's file. `machine` is where `pid` is valid; `start` tells a process from a later one with its pid."""
 
     token: str
@@ -70,7 +70,7 @@ class _Owner:
 class _Look:
     """A claim's file at one moment; `owner` is None where the file holds no (or not yet a whole) record."""
 
-    owner: _Owner | None
+    owner: Owner | None
     inode: int
     mtime_ns: int
 
@@ -102,7 +102,7 @@ class Claim:
         self.token = secrets.token_hex(8)
         pid, since = os.getpid(), datetime.now(UTC).isoformat(timespec="seconds")
         self._pid = pid
-        owner = _Owner(self.token, socket.gethostname(), _machine(), pid, _start(pid), since, patience_s)
+        owner = Owner(self.token, socket.gethostname(), _machine(), pid, _start(pid), since, patience_s)
         self.record = json.dumps(asdict(owner)).encode()
 
     def __enter__(self) -> "Claim":
@@ -127,7 +127,7 @@ class Claim:
         try:
             # What is written is the file that was read, whatever has its name by then.
             with self.path.open("r+b", buffering=0) as file:
-                owner = _parse(file.read(_MAX_BYTES))
+                owner = parse(file.read(_MAX_BYTES))
                 if owner is None or owner.token != self.token:
                     self.lost = True
                 if not self.lost:
@@ -207,13 +207,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_heart.reset)
 
 
+def keep_fresh(claim: Claim) -> None:
+    """Beat for a claim from now on."""
+    _heart.add(claim)
+
+
+def forget(claim: Claim) -> None:
+    """Beat for a claim no more."""
+    _heart.remove(claim)
+
+
 def claim(folder: Path, name: str, *, patience_s: float = 120.0) -> Claim | None:
     """Claim `name` in `folder`, or return None where somebody else is alive and working on it.
 
     An owner on this host is taken over as soon as it is dead, any owner after `patience_s` without a heartbeat.
     Raises `OutputError` where the folder cannot be written to.
     """
-    path = _path(folder, name)
+    path = claim_path(folder, name)
     mine = Claim(path, patience_s)
     try:
         with _named(path):
@@ -238,8 +248,8 @@ def check_writable(folder: Path) -> None:
 
 def owner(folder: Path, name: str) -> str | None:
     """Return who claimed `name`, as "host, pid 123, since 2025-01-31T12:00:00+00:00", or None where nobody did."""
-    with _named(_path(folder, name)):
-        look = _look(_path(folder, name))
+    with _named(claim_path(folder, name)):
+        look = _look(claim_path(folder, name))
     return str(look) if look else None
 
 
@@ -250,7 +260,7 @@ def _seize(path: Path, mine: Claim, patience_s: float) -> bool:
     came after the one he judged. The guard is itself claimed in this way, since its holder may die too; renamed, it is
     the new claim.
     """
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         if _create(path, mine.record):
             return True
         look = _look(path)
@@ -298,14 +308,15 @@ def _look(path: Path) -> _Look | None:
             stat = os.fstat(file.fileno())
     except FileNotFoundError:
         return None
-    return _Look(_parse(text), stat.st_ino, stat.st_mtime_ns)
+    return _Look(parse(text), stat.st_ino, stat.st_mtime_ns)
 
 
-def _parse(text: bytes) -> _Owner | None:
+def parse(text: bytes) -> Owner | None:
+    """Return the record of a claim; None if it is none."""
     try:
         raw = json.loads(text)
         token, host, machine, start, since = (str(raw[key]) for key in ("token", "host", "machine", "start", "since"))
-        found = _Owner(token, host, machine, int(raw["pid"]), start, since, float(raw["patience_s"]))
+        found = Owner(token, host, machine, int(raw["pid"]), start, since, float(raw["patience_s"]))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     # The token becomes part of a file's name, and a pid of 0 or less means no process but many.
@@ -345,7 +356,8 @@ def _start(pid: int) -> str:
     return "ended" if fields[0] in "ZX" else fields[19]
 
 
-def _path(folder: Path, name: str) -> Path:
+def claim_path(folder: Path, name: str) -> Path:
+    """Return where a claim lies."""
     return folder / f"{WORK_PREFIX}{name}.claim"
 
 

@@ -144,13 +144,7 @@ def bands_of(options: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise `UsageError` if it is not a folder of a file system, but for example an object store."""
-    if (scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder))) or str(folder).startswith("/vsi"):
-        raise UsageError(
-            f"--output-dir {folder}: products are assembled in place and renamed when complete, which an object store "
-            "cannot do. Write to a local folder and copy finished products, for instance with "
-            f"{'aws s3 mv' if scheme and scheme[0] == 's3:/' else 'rclone move'}; their paths are printed one by one."
-        )
+    """Raise `UsageError` if it is not a folder that GDAL can write to."""
     try:
         str(folder).encode()
     except UnicodeError:
@@ -207,8 +201,7 @@ class _Expansion:
         paths = sorted(str(path) for path in _inside(Path(argument), listing))
         if not paths and argument.rstrip("/").endswith(".zarr"):
             raise InputError(
-                f"{argument}: is a Zarr store, but none of ESA's Sentinel-2 products (EOPF), which are all that is read. Products of "
-                "tmtool are read in GeoTIFF: make them with --format cog."
+                f"{argument}: is Zarr, of which only ESA's Sentinel-2 products (EOPF) are read; make products of tmtool with --format cog."
             )
         if not paths:
             names = listing.pattern or " ".join(f"*{ending}" for ending in _RASTERS)

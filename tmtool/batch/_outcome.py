@@ -4,12 +4,13 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tmtool import __version__, errors
+from tmtool.files.store import Store, is_store
 from tmtool.names import cleaned
 from tmtool.scene.job import Prepared, Scene
 from tmtool.scene.run import SceneResult
@@ -33,6 +34,8 @@ class Outcome:
     """Pictures that were drawn of the products."""
     item: str = ""
     """The STAC item that lists the products, if one was asked for."""
+    name: Callable[[Path], str] = str
+    """Returns what a file that a scene made is called where it goes."""
 
     @property
     def bad(self) -> bool:
@@ -43,8 +46,8 @@ class Outcome:
     def paths(self) -> list[str]:
         """The products that exist, or would."""
         if self.result is not None:
-            return [str(path) for path in self.result.products]
-        return list(planned(self.prepared).values()) if self.prepared and not self.bad else []
+            return [self.name(path) for path in self.result.products]
+        return list(self._planned(self.prepared).values()) if self.prepared and not self.bad else []
 
     def facts(self) -> dict[str, Any]:
         """Return the outcome as JSON-ready values, without secrets."""
@@ -55,7 +58,7 @@ class Outcome:
         }
         if self.prepared is not None:
             said["inputs"] = {m: s.path for m, s in self.prepared.sources.items()}
-            said["products"] = planned(self.prepared)
+            said["products"] = self._planned(self.prepared)
             said["tiles"] = self.prepared.tile_count
         if self.status == "planned" and self.prepared is not None:
             said["disk_bytes"] = self.prepared.disk_bytes
@@ -64,7 +67,7 @@ class Outcome:
             said["why"] = self.why
         if self.result is not None:
             said |= {
-                "beside": [str(path) for path in self.result.beside],
+                "beside": [self.name(path) for path in self.result.beside],
                 "empty_tiles": self.result.empty_tiles,
                 "seconds": round(self.result.seconds, 3),
                 "model_seconds": round(self.result.model_seconds, 3),
@@ -74,19 +77,19 @@ class Outcome:
                 "measured": dict(self.result.measured),
             }
         if self.pictures:
-            said["pictures"] = list(self.pictures)
+            said["pictures"] = [self.name(Path(path)) for path in self.pictures]
         if self.item:
-            said["item"] = self.item
+            said["item"] = self.name(Path(self.item))
         if self.error is not None:
             code = self.error.exit_code if isinstance(self.error, errors.TmtoolError) else errors.EXIT_SOME_FAILED
             said["error"] = {"kind": type(self.error).__name__, "code": code, "message": str(self.error)}
         facts: dict[str, Any] = cleaned(said)
         return facts
 
-
-def planned(prepared: Prepared) -> dict[str, str]:
-    """Return where each product of a scene goes."""
-    return {p.suffix: str(t) for p, t in zip(prepared.products, prepared.targets, strict=True) if not p.holes}
+    def _planned(self, prepared: Prepared) -> dict[str, str]:
+        """Return where each product of a scene goes."""
+        targets = zip(prepared.products, prepared.targets, strict=True)
+        return {p.suffix: self.name(path) for p, path in targets if not p.holes}
 
 
 @dataclass
@@ -115,8 +118,11 @@ class Tally:
         lines += [f"  {o.status:<8} {o.scene.path}" for o in self.outcomes if o.bad]
         return "\n".join(lines)
 
-    def write(self, path: Path, ended_by: str) -> None:
-        """Write the report of the run, by an atomic rename, or directly into a pipe or device. Raises `OutputError`."""
+    def write(self, where: str | Path, ended_by: str) -> None:
+        """Write the report of the run, by an atomic rename, into an object store, or directly into a pipe or device.
+
+        Raises `OutputError`.
+        """
         report = {
             "tool": "tmtool",
             "version": __version__,
@@ -127,6 +133,10 @@ class Tally:
             "scenes": [o.facts() for o in self.outcomes],
         }
         text = json.dumps(report, indent=1) + "\n"
+        if is_store(str(where)):
+            _upload(str(where), text)
+            return
+        path = Path(where)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,3 +149,11 @@ class Tally:
             with contextlib.suppress(OSError):  # such as that there is no such file
                 part.unlink()
             raise errors.OutputError(f"--report {path}: cannot be written ({error.strerror}).") from error
+
+
+def _upload(url: str, text: str) -> None:
+    folder, _, name = url.rpartition("/")
+    try:
+        Store(folder).write(name, text.encode())
+    except errors.StoreError as error:
+        raise errors.OutputError(f"--report {url}: cannot be written ({error}).") from error

@@ -5,31 +5,32 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TypeVar
 
 from tmtool import errors
-from tmtool.batch._claims import Claim, check_writable, claim, owner
+from tmtool.batch._claims import Claim
 from tmtool.batch._outcome import Outcome, Tally
+from tmtool.batch._place import Folder
 from tmtool.batch.rates import Meter, times
 from tmtool.batch.words import duration, size_text
 from tmtool.scene.job import Job, Prepared, Scene, prepare
 from tmtool.scene.progress import Reporter
-from tmtool.scene.run import Runner, SceneRun
+from tmtool.scene.run import Runner, SceneRun, apart
 from tmtool.scene.status import Status, notice_of
-from tmtool.scene.writing import leftovers
 from tmtool.settings import Policy
 
-if TYPE_CHECKING:
-    from pathlib import Path
+T = TypeVar("T")
 
 _log = logging.getLogger("tmtool")
 
 _LOOK_AGAIN_S = 1.0
 """How long to wait before looking again at scenes that other processes work on."""
 
-_FOR_ALL = (errors.DeviceError, errors.WeightsError, errors.ClusterError)
+_FOR_ALL = (errors.DeviceError, errors.WeightsError, errors.ClusterError, errors.StoreError)
 """Errors that concern every scene: they end the run."""
 
 
@@ -39,11 +40,13 @@ def run_batch(
     policy: Policy | None = None,
     tell: Callable[[Outcome], None] = lambda _: None,
     reporter: Reporter | None = None,
+    place: Folder | None = None,
 ) -> Tally:
     """Run `job` over the scenes that are not done, and return the outcome of each; `tell` is called with each as it happens.
 
     Every scene is checked before a model is loaded. Processes that share an output folder share the work. A bad scene is
-    an outcome, not an error. Raises `UsageError`, `DeviceError`, `WeightsError` and `ClusterError`, which concern every scene.
+    an outcome, not an error. Raises `UsageError`, `DeviceError`, `WeightsError`, `ClusterError` and `StoreError`, which concern every
+    scene. `place` is where products go if they do not stay in the scenes' folders.
 
     Example: `run_batch(Job(Generate(("LULC",))), list_scenes(Listing(["scenes/"]), Path("out"))).exit_code`
     """
@@ -58,7 +61,8 @@ def run_batch(
     ended_by = "an error"
     try:
         with ExitStack() as stack:
-            _Batch(job, policy, _runner(job, policy, stack, reporter), tally, tell).run(scenes)
+            runner = _runner(job, policy, stack, reporter)
+            _Batch(job, policy, runner, tally, tell, place or Folder(Path())).run(scenes)
         ended_by = "itself"
     except BaseException as stop:
         ended_by = getattr(stop, "signal_name", ended_by)
@@ -97,13 +101,32 @@ class _Begun:
     running: SceneRun
 
 
+@dataclass(frozen=True)
+class _Sending:
+    """A scene whose products are made and are being sent where they go."""
+
+    outcome: Outcome
+    held: Claim
+    sent: Future[None]
+
+
 class _Batch:
     """The scenes of one run."""
 
-    def __init__(self, job: Job, policy: Policy, runner: Runner, tally: Tally, tell: Callable[[Outcome], None]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        policy: Policy,
+        runner: Runner,
+        tally: Tally,
+        tell: Callable[[Outcome], None],
+        place: Folder,
+    ) -> None:
         self.job, self.policy, self.runner, self.tally, self._listener = job, policy, runner, tally, tell
+        self.place = place
         self._ahead: deque[_Begun] = deque()  # begun, but not run
         self._last: _Begun | None = None  # its products are being built while the next one's tiles run
+        self._sending: _Sending | None = None
         self._untidy: list[Prepared] = []
         self._meter = Meter(job)
 
@@ -113,9 +136,7 @@ class _Batch:
             ready = self._checked(found)
             if ready:
                 self.runner.expect(ready)
-            due = deque(p for p in ready if self._is_due(p))
-            for folder in dict.fromkeys(prepared.scene.folder for prepared in due):
-                check_writable(folder)
+            due = self._due(ready)
             if due:
                 self.runner.announce(due)
             if self.policy.dry_run:
@@ -132,12 +153,24 @@ class _Batch:
             if self._last is not None:
                 self._last.running.abandon(error)
                 self._last.held.release()
+            if self._sending is not None:
+                self._sending.held.release()
             raise
         finally:
             for begun in self._ahead:
                 begun.running.put_back()
                 begun.held.release()
             self._meter.remember()
+
+    def _due(self, ready: Sequence[Prepared]) -> deque[Prepared]:
+        """Return the scenes that are to be run. Raises `OutputError` where they could not be written."""
+        self.place.begin(len(ready))
+        due = deque(p for p in ready if self._is_due(p))
+        self.place.looked()
+        if not self.policy.dry_run or not self.place.sends:
+            for folder in dict.fromkeys(prepared.scene.folder for prepared in due):
+                self.place.check_writable(folder)
+        return due
 
     def _plan_all(self, due: Iterable[Prepared]) -> None:
         for prepared in due:
@@ -177,7 +210,7 @@ class _Batch:
                 continue
             self._collect()  # others work on all that are left
             if not said:
-                by = owner(due[-1].scene.folder, self._claim_name(due[-1]))
+                by = self.place.owner(due[-1].scene.folder, self._claim_name(due[-1]))
                 _log.info("waiting for %d scenes that others work on (%s)", busy, by or "just released")
             said, busy = True, 0
             time.sleep(_LOOK_AGAIN_S)
@@ -195,7 +228,8 @@ class _Batch:
                 for path in prepared.targets:
                     if (other := by_target.setdefault(path, scene)) is not scene:
                         raise errors.UsageError(
-                            f"{scene.path}: would write {path}, as {other.path} does; run it separately with another --output-dir."
+                            f"{scene.path}: would write {self.place.name(path)}, as {other.path} does; run it separately "
+                            "with another --output-dir."
                         )
             except errors.TmtoolError as error:
                 self._failed(Outcome(scene, "invalid", error=error))
@@ -215,7 +249,7 @@ class _Batch:
         try:
             status = self._status(prepared)
         except errors.TmtoolError as error:
-            if isinstance(error, errors.WeightsError):
+            if isinstance(error, (errors.WeightsError, errors.StoreError)):
                 raise
             self._failed(Outcome(prepared.scene, "invalid", prepared, error=error))
             return False
@@ -238,21 +272,28 @@ class _Batch:
     def _tidy(self, prepared: Prepared) -> None:
         """Remove the leftovers of a run that died just after it committed its products."""
         folder, name = prepared.scene.folder, self._claim_name(prepared)
-        if self.policy.dry_run or not (leftovers(prepared, self.job.task.name) or owner(folder, name)):
+        task = self.job.task.name
+        if self.policy.dry_run or not (self.place.leftovers(prepared, task) or self.place.owner(folder, name)):
             return
-        held = claim(folder, name)
+        held = self.place.claim(folder, name)
         if held is None:  # whoever made it is about to tidy up
             self._untidy.append(prepared)
             return
         with held:
-            for path in leftovers(prepared, self.job.task.name):
+            for path in self.place.leftovers(prepared, task):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _status(self, prepared: Prepared) -> Status:
         from_tokens = any(source.made for source in prepared.sources.values())
-        if not from_tokens and not any(path.exists() for path in prepared.targets):
+        if not from_tokens and not any(self.place.exists(path) for path in prepared.targets):
             return Status("absent")  # without asking for weights
-        return self.runner.status(prepared)
+        return self.runner.status(prepared, self.place)
+
+    def _is_made(self, prepared: Prepared) -> bool:
+        """Whether an earlier run made the products here but could not send them."""
+        if not self.place.sends or self.job.overwrite or not any(path.exists() for path in prepared.targets):
+            return False
+        return self.runner.status(prepared).kind == "done"
 
     def _claim_name(self, prepared: Prepared) -> str:
         return f"{prepared.scene.stem}_{self.job.task.name}"
@@ -264,15 +305,17 @@ class _Batch:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise errors.OutputError(f"{folder}: cannot be written to ({error.strerror}).") from error
-        held = claim(folder, self._claim_name(prepared))
+        held = self.place.claim(folder, self._claim_name(prepared))
         if held is None:
             return False
         with self._scene_of(prepared, held):
-            if self._is_due(prepared):  # still: another process was here in the meantime
+            if not self._is_due(prepared):  # another process was here in the meantime
+                held.release()
+            elif self._is_made(prepared):
+                self._send(Outcome(prepared.scene, "done", prepared, why="made before, sent now"), held)
+            else:
                 running = self._trying(lambda: self.runner.begin(prepared, place, held.check))
                 self._ahead.append(_Begun(prepared, held, place, running))
-            else:
-                held.release()
         return True
 
     def _run(self, begun: _Begun) -> None:
@@ -305,7 +348,7 @@ class _Batch:
             held.release()
             raise
 
-    def _trying(self, call: Callable[[], SceneRun]) -> SceneRun:
+    def _trying(self, call: Callable[[], T]) -> T:
         """Call, and retry after an error that may be temporary, as often as --retries allows."""
         for attempt in range(1, self.policy.retries + 1):
             try:
@@ -315,23 +358,54 @@ class _Batch:
         return call()
 
     def _collect(self) -> None:
-        """Wait for the scene whose products are being built, if there is one."""
+        """Wait for the scene whose products are being built, if there is one, and until all are where they go."""
         last, self._last = self._last, None
         self._collect_of(last)
+        sending, self._sending = self._sending, None
+        self._await_sent(sending)
 
     def _collect_of(self, last: _Begun | None) -> None:
         if last is None:
             return
-        with last.held:
-            try:
-                result = last.running.result()
-            except errors.TmtoolError as error:
-                self._failed(Outcome(last.prepared.scene, "failed", last.prepared, error=error))
-                return
-        self._tell(Outcome(last.prepared.scene, "done", last.prepared, result))
+        try:
+            result = last.running.result()
+        except BaseException as error:
+            last.held.release()
+            if not isinstance(error, errors.TmtoolError):
+                raise
+            self._failed(Outcome(last.prepared.scene, "failed", last.prepared, error=error))
+            return
+        self._send(Outcome(last.prepared.scene, "done", last.prepared, result), last.held)
         compute = self.runner.models.spec(tuple(last.prepared.sources)).compute
         if not (self.policy.cluster or compute.beside or result.from_row):
             self._meter.add(last.prepared, compute, result.tiles - result.empty_tiles, result.seconds)
+
+    def _send(self, outcome: Outcome, held: Claim) -> None:
+        """Send what a scene has made where it goes, beside what runs next; that is all where it stays."""
+        if not self.place.sends:
+            held.release()
+            self._tell(outcome)
+            return
+        try:
+            self.place.finish(outcome)
+        except BaseException:
+            held.release()
+            raise
+        sent = apart(lambda: self._trying(lambda: self.place.send(outcome, held.check)))
+        before, self._sending = self._sending, _Sending(outcome, held, sent)
+        self._await_sent(before)
+
+    def _await_sent(self, sending: _Sending | None) -> None:
+        """Wait until the products of a scene are where they go."""
+        if sending is None:
+            return
+        outcome = sending.outcome
+        with sending.held:
+            try:
+                sending.sent.result()
+            except errors.TmtoolError as error:
+                outcome = Outcome(outcome.scene, "failed", outcome.prepared, error=error)
+        self._failed(outcome) if outcome.bad else self._tell(outcome)
 
     def _failed(self, outcome: Outcome) -> None:
         _log.error("%s", outcome.error)
@@ -341,6 +415,7 @@ class _Batch:
 
     def _tell(self, outcome: Outcome) -> None:
         """Report the outcome of a scene to the listener and the log."""
+        outcome.name = self.place.name
         self.tally.outcomes.append(outcome)
         if outcome.why:
             _log.info("%s: %s, %s", outcome.scene.stem, outcome.status, outcome.why)

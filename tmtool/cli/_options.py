@@ -117,14 +117,25 @@ Ins = Annotated[
     ),
 ]
 OutputDir = Annotated[
-    Path,
+    str,
     typer.Option(
         "-o",
         "--output-dir",
-        metavar="DIR",
+        metavar="DIR|URL",
         rich_help_panel=IO,
         envvar="TMTOOL_OUTPUT_DIR",
-        help="Folder for the products.",
+        help="Folder for the products, or an object store: s3://bucket/prefix, gs:// or az:// alike.",
+    ),
+]
+Scratch = Annotated[
+    Path | None,
+    typer.Option(
+        "--scratch",
+        metavar="DIR",
+        rich_help_panel=IO,
+        envvar="TMTOOL_SCRATCH",
+        show_default="a folder among temporary files",
+        help="Where products that go to an object store are made, in a folder named after its URL.",
     ),
 ]
 Overwrite = Annotated[
@@ -281,6 +292,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
+        autocompletion=_complete.models,
         rich_help_panel=_MODEL,
         envvar="TMTOOL_MODEL",
         help="TerraMind's size: base, large, small or tiny (their tokenizers are the same); or demo, a small model in the "
@@ -304,7 +316,6 @@ Weights = Annotated[
     str | None,
     typer.Option(
         "--weights",
-        autocompletion=_complete.models,
         metavar="DIR|random",
         rich_help_panel=_MODEL,
         envvar="TMTOOL_WEIGHTS",
@@ -571,6 +582,7 @@ Tim = Annotated[
     typer.Option(
         "--tim",
         metavar="MOD,...",
+        autocompletion=_complete.outputs,
         rich_help_panel=_EMBEDDING,
         show_default="none",
         help="Thinking in modalities: imagine these first and embed them too. Not with --bands or --merge dict.",
@@ -582,7 +594,6 @@ Coords = Annotated[
         "--coords",
         rich_help_panel=_EMBEDDING,
         help="Give the model each tile's longitude and latitude; needs a CRS. Not for demo and Prithvi without -tl.",
-        autocompletion=_complete.outputs,
     ),
 ]
 Dates = Annotated[
@@ -700,9 +711,12 @@ Retries = Annotated[
     ),
 ]
 Report = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--report", metavar="F", rich_help_panel=_RUN, help="Write the outcome of every scene to this JSON file."
+        "--report",
+        metavar="F",
+        rich_help_panel=_RUN,
+        help="Write the outcome of every scene to this JSON file, or s3://bucket/report.json.",
     ),
 ]
 LogFormat = Annotated[
@@ -807,7 +821,8 @@ class ListingOptions(ReadingOptions):
 class OutputOptions:
     """Where products go, and what happens to existing ones."""
 
-    output_dir: OutputDir = Path()
+    output_dir: OutputDir = "."
+    scratch: Scratch = None
     overwrite: Overwrite = False
     stale: Stale = Policy.stale
     resume: Resume = True
@@ -898,7 +913,7 @@ class RunOptions:
 
     dry_run: DryRun = Policy.dry_run
     json_: Json = False
-    report: Report = Policy.report
+    report: Report = None
     fail_fast: FailFast = Policy.fail_fast
     retries: Retries = Policy.retries
 

@@ -5,11 +5,10 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 import typer
 
-from tmtool.batch import Listing, Outcome, Policy, list_scenes, run_batch
+from tmtool.batch import Folder, Listing, Outcome, Policy, list_scenes, place_of, run_batch
 from tmtool.cli import _session as session
 from tmtool.cli._options import ListingOptions, OutputOptions
 from tmtool.errors import EXIT_SOME_FAILED, TmtoolError
@@ -30,22 +29,27 @@ def run_command(
     quiet: bool,
 ) -> None:
     """List the scenes of a command and run `job` over them; raises `typer.Exit` unless all is well."""
-    found = list_scenes(listing_of(job, listing), output.output_dir, taken_for or (), job.task.bands)
+    unlisted = list[Outcome]()
+
+    def beside(outcome: Outcome) -> None:
+        if output.preview and outcome.status == "done":
+            _draw(outcome)
+        if output.stac and not _list(outcome, place):
+            unlisted.append(outcome)
+
+    def tell(outcome: Outcome) -> None:
+        if not place.sends:
+            beside(outcome)
+        (_print_json if as_json else _print_paths)(outcome)
+
+    place = place_of(output.output_dir, output.scratch, beside)
+    found = list_scenes(listing_of(job, listing), place.root, taken_for or (), job.task.bands)
     if not found:
         return  # an empty shard
     if output.stac:
         _check_items(found)
-    tell, unlisted = _print_json if as_json else _print_paths, list[Outcome]()
-
-    def drawn(outcome: Outcome) -> None:
-        if output.preview and outcome.result is not None:
-            _draw(outcome)
-        if output.stac and not _list(outcome, output.output_dir):
-            unlisted.append(outcome)
-        tell(outcome)
-
     with ExitStack() as stack:
-        tally = run_batch(job, found, policy, drawn, _reporter(stack, quiet))
+        tally = run_batch(job, found, policy, tell, _reporter(stack, quiet), place)
     if tally.exit_code or unlisted:
         raise typer.Exit(tally.exit_code or EXIT_SOME_FAILED)
 
@@ -60,8 +64,9 @@ def _draw(outcome: Outcome) -> None:
     """Draw what a scene made; a picture that cannot be drawn is told, and fails nothing."""
     from tmtool.pictures import Look, preview
 
-    for path in outcome.result.products if outcome.result else ():
-        if path.suffix == ".tif":
+    products = zip(outcome.prepared.products, outcome.prepared.targets, strict=True) if outcome.prepared else ()
+    for product, path in products:
+        if path.suffix == ".tif" and not product.holes:
             try:
                 outcome.pictures.append(str(preview(path, Look())))
             except TmtoolError as error:
@@ -76,7 +81,7 @@ def _check_items(scenes: Sequence[Scene]) -> None:
         check_free(scene.folder / f"{scene.stem}.json")
 
 
-def _list(outcome: Outcome, root: Path) -> bool:
+def _list(outcome: Outcome, place: Folder) -> bool:
     """Write the items of a scene that has its products; one that cannot be written is told, and return False."""
     from tmtool.catalog import write_item
 
@@ -85,7 +90,7 @@ def _list(outcome: Outcome, root: Path) -> bool:
         return True
     try:
         for stem in {stem_of(prepared.scene, product) for product in prepared.products}:
-            outcome.item = str(write_item(prepared.scene.folder, stem, root))
+            outcome.item = str(write_item(prepared.scene.folder, stem, place.root))
     except TmtoolError as error:
         _log.error("%s: its products are complete, but no STAC item lists them. %s", outcome.scene.stem, error)
         return False

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from tmtool import models
 from tmtool.errors import OutOfMemory, ProductError
@@ -21,12 +21,14 @@ from tmtool.provenance import Provenance
 from tmtool.scene.blocks import LocalBlocks, Models
 from tmtool.scene.job import Job, Prepared
 from tmtool.scene.progress import Reporter, SilentReporter
-from tmtool.scene.status import Status, provenance_of, status_of
+from tmtool.scene.status import Here, Place, Status, provenance_of, status_of
 from tmtool.scene.writing import SceneWriter, WrittenScene
 from tmtool.source import set_block_cache
 from tmtool.tiles.engine import Block, Watch
 
 _log = logging.getLogger("tmtool")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,14 @@ class Runner:
         """Return whether to begin another scene while `begun` ones wait for their tiles to run."""
         return not begun
 
-    def status(self, prepared: Prepared) -> Status:
-        """Say whether a scene's products exist as this job would make them. Loads no model.
+    def status(self, prepared: Prepared, place: Place | None = None) -> Status:
+        """Say whether a scene's products exist, here or in another place, as this job would make them. Loads no model.
 
         Raises `InputError` for tokens that another tokenizer made than the one that would decode them.
         """
         provenance = self._provenance(prepared, self.models.spec(tuple(prepared.sources)))
         self.job.task.check_made(prepared.sources, provenance)
-        return status_of(prepared, provenance)
+        return status_of(prepared, provenance, place or Here())
 
     def foresee(self, prepared: Prepared) -> None:
         """Check what `begin` would check of a scene, and leave nothing behind. Raises `TmtoolError`."""
@@ -275,7 +277,7 @@ class SceneRun:
         finally:
             self._reporter.end()
         self._tiles_done = time.monotonic()
-        self._built = _apart(lambda: writing.finish(self._check))
+        self._built = apart(lambda: writing.finish(self._check))
 
     def result(self) -> SceneResult:
         """Wait until the products have their final names. Raises `TmtoolError` after discarding them."""
@@ -313,9 +315,9 @@ class _PutBack(BaseException):
     """A scene that an earlier run began is left for a later one."""
 
 
-def _apart(work: Callable[[], WrittenScene]) -> "Future[WrittenScene]":
-    """Do `work` on a daemon thread, so that a signal is handled while GDAL is busy for long."""
-    result: Future[WrittenScene] = Future()
+def apart(work: Callable[[], T]) -> "Future[T]":
+    """Do `work` on a daemon thread, so that a signal is handled while it is busy for long."""
+    result: Future[T] = Future()
 
     def run() -> None:
         try:

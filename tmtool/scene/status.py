@@ -5,10 +5,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from tmtool import __version__, models
 from tmtool.errors import ProductError
+from tmtool.files.writer import Format
 from tmtool.models import ModelSpec
 from tmtool.names import base
 from tmtool.provenance import Provenance, parse
@@ -123,23 +125,55 @@ class Status:
     why: str = ""
 
 
-def status_of(prepared: Prepared, provenance: Provenance) -> Status:
-    """Compare the products that exist with what would be made now."""
-    existing = [p for p in prepared.products if not p.holes and target(prepared.scene, p).exists()]
+class Place(Protocol):
+    """Where finished products are looked for, by the paths at which they are made."""
+
+    def exists(self, path: Path) -> bool:
+        """Whether a product, or what lies beside one, is there."""
+        ...
+
+    def tags(self, path: Path, format: Format) -> Mapping[str, str]:
+        """Return the tags of a product that is there. Raises `ProductError` if it is not whole."""
+        ...
+
+    def name(self, path: Path) -> str:
+        """Return what a product is called there."""
+        ...
+
+
+class Here:
+    """Products stay where they are made."""
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is such a file or folder."""
+        return path.exists()
+
+    def tags(self, path: Path, format: Format) -> Mapping[str, str]:
+        """Return the tags of a product. Raises `ProductError`."""
+        return format.tags(path.absolute())  # as a name such as http:a would be a URI where it begins the path
+
+    def name(self, path: Path) -> str:
+        """Return the path."""
+        return str(path)
+
+
+def status_of(prepared: Prepared, provenance: Provenance, place: Place) -> Status:
+    """Compare the products that exist in a place with what would be made now."""
     wanted = [p for p in prepared.products if not p.holes]
+    existing = [p for p in wanted if place.exists(target(prepared.scene, p))]
     for product in existing:
         path = target(prepared.scene, product)
+        name = place.name(path)
         try:
-            # absolute, as a name such as http:a would be a URI where it begins the path
-            made = parse(product.format.tags(path.absolute()))
+            made = parse(place.tags(path, product.format))
         except ProductError as error:
-            return Status("other", f"{path} is incomplete or damaged ({error})")
+            return Status("other", f"{name} is incomplete or damaged ({error})")
         if made is None:
-            return Status("other", f"{path} exists and was not made by tmtool")
+            return Status("other", f"{name} exists and was not made by tmtool")
         if provenance.weights is None:
             made = replace(made, weights=None)
         if changed := made.differences(provenance):
-            return Status("other", f"{path} exists and was made differently: {'; '.join(changed)}")
-        if made.validity and not (path.parent / made.validity).exists():
+            return Status("other", f"{name} exists and was made differently: {'; '.join(changed)}")
+        if made.validity and not place.exists(path.parent / made.validity):
             return Status("absent", f"{made.validity} is missing")
     return Status("done" if len(existing) == len(wanted) else "absent")
