@@ -47,10 +47,12 @@ def convert(work: Work, path: Path) -> None:
     grids = {"": work.grid} | {f"ovr_{2 ** (i + 1)}x": grid for i, grid in enumerate(work.overviews(_SIDE))}
     overviews = [(f"{group}/{name}", grid) for group, grid in grids.items() if group]
     placed = conventions.of_group(work.grid, name, overviews, work.layout.resampling)
-    for group, grid in grids.items():
-        _describe(work, grid, path, group, {} if group else _root(work, placed))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the specification knows no consolidated metadata, though all readers do
+        warnings.simplefilter(
+            "ignore"
+        )  # texts and consolidated metadata are extensions of the format, though all know them
+        for group, grid in grids.items():
+            _describe(work, grid, path, group, {} if group else _root(work, placed))
         zarr.consolidate_metadata(path, zarr_format=3)
     for level, (group, grid) in enumerate(grids.items()):
         array: Any = zarr.open_array(path / group / name, mode="r+", zarr_format=3)
