@@ -184,7 +184,7 @@ def test_a_format(
     assert said.task == "generate"
     np.testing.assert_allclose([json.loads(row) for row in rows], VALUES[0], rtol=1e-6)
     refused = tmtool(*args, "--format", "png")
-    assert "--format png: DEM can be written as cog, lines." in refused.stderr
+    assert "--format png: DEM can be written as cog, zarr, lines." in refused.stderr
 
 
 # A task with its model, run from Python as the command would run it
