@@ -36,7 +36,9 @@ def foresee(trial: Trial) -> Outcome:
     try:
         Models(trial.job, dry=True).expect(trial.inputs)
     except TmtoolError as error:
-        return Outcome(trial, Failed(" ".join(str(error).split())))
+        why = " ".join(str(error).split())
+        _log.warning("%s: %s", trial, why)
+        return Outcome(trial, Failed(why))
     return Outcome(trial)
 
 

@@ -17,6 +17,9 @@ from tmtool.pictures.plots import Mark, plot_marks
 
 Cell = Callable[[Outcome], str]
 
+_WHY_CHARS = 120
+"""The most of a reason that a table shows."""
+
 
 def as_json(outcomes: Sequence[Outcome], effort: Effort) -> str:
     """Return everything as one JSON object."""
@@ -132,7 +135,7 @@ def _columns(outcomes: Sequence[Outcome]) -> list[tuple[str, Cell]]:
         ("weights, M", _of(lambda f: f.parameters / 1e6)),
         ("weights, MB", _of(lambda f: f.weights_bytes / 1e6)),
     ]
-    return [*named, *_quality_columns(outcomes), ("why not", lambda o: o.why or "")]
+    return [*named, *_quality_columns(outcomes), ("why not", _why)]
 
 
 def _quality_columns(outcomes: Sequence[Outcome]) -> list[tuple[str, Cell]]:
@@ -164,6 +167,12 @@ def _of(value: Callable[[Figures], float | None]) -> Cell:
 def _solver(outcome: Outcome) -> str:
     sampling = outcome.trial.spec.request.sampling
     return f"{sampling.solver} {sampling.steps}" if outcome.trial.diffused else ""
+
+
+def _why(outcome: Outcome) -> str:
+    """Return why a combination could not be measured, cut short: the log and --json have all of it."""
+    why = outcome.why or ""
+    return why if len(why) <= _WHY_CHARS else f"{why[: _WHY_CHARS - 3].rstrip()}..."
 
 
 def _batch(outcome: Outcome) -> str:
