@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -292,6 +293,30 @@ def test_what_would_be_run(tmtool: Any, chip: Path, monkeypatch: pytest.MonkeyPa
         for precision, solver, steps in itertools.product(("fp32", "fp16"), ("ddim", "dpm"), (3, 8))
     ]
     assert result.stdout.count("needs a CUDA device") == 4
+
+
+def test_the_line_to_use_has_the_options_that_were_given(tmtool: Any, chip: Path) -> None:
+    named = ("--in", f"S2L2A={chip}", "--out", "NDVI,LULC")
+    own = (
+        "--batch-size",
+        "2",
+        "--solver",
+        "dpm",
+        "--seed",
+        "3",
+        "--stride",
+        "200",
+        "--min-overlap",
+        "0.1",
+        "--window",
+        "0,0,16,16",
+    )
+    result = tmtool("bench", *named, *own, "--model", "demo", "--dry-run", "--json")
+    assert result.exit_code == 0, result.stderr
+    (row,) = json.loads(result.stdout)["combinations"]
+    words = shlex.split(row["command"])
+    assert words[:6] == ["tmtool", "generate", *named]
+    assert sorted(words[6:]) == sorted(("--model", "demo", *own))
 
 
 def test_without_an_input_the_sample_is_taken(tmtool: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

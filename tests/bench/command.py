@@ -5,16 +5,19 @@ Both take turns, each turn of the command in a process of its own, as the comman
 
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.bench import _measure as m
 from tests.bench import floor, generate
-from tmtool.bench import measure as own
+
+if TYPE_CHECKING:
+    from tmtool.bench.measure import Figures
 
 
-def figures(options: m.Options, scene: Path) -> own.Figures:
+def figures(options: m.Options, scene: Path) -> "Figures":
     """Return what the command measures of the scene's one tile, in one round."""
     from tests.bench import _models
+    from tmtool.bench import measure as own
     from tmtool.scene.job import Scene, prepare
 
     job = _models.job(options, "generate")
@@ -38,7 +41,7 @@ def measure(options: m.Options) -> m.Rows:
     stages = m.in_own_process(floor.profile, options).values()
     work = Arithmetic(*(sum(stage[i] for stage in stages) for i in (1, 2)))
     ceilings = [Ceiling(c.products[c.precision], c.convolutions[c.precision]) for c in turns["ceilings"]]
-    ours: list[own.Figures] = turns["command"]
+    ours: list[Figures] = turns["command"]
     yield _row("one tile, a", median(f.tile_s for f in ours), m.median_of(turns["part"]), "s")
     yield _row("arithmetic of a tile, floor", ours[0].tflop_per_tile, work.tflop, "TFLOP")
     least = median(ceiling.seconds(work) for ceiling in ceilings)
