@@ -74,6 +74,21 @@ def made(scratch: Path) -> list[str]:
     return sorted(path.name for path in scratch.rglob("*") if path.is_file())
 
 
+def order_of_writes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the list to which keys are added as they are written, but for those of work files."""
+    order: list[str] = []
+    for name in ("_put_file", "write"):
+        plain = getattr(Store, name)
+
+        def noted(self: Store, key: str, *rest: Any, plain: Any = plain) -> Any:
+            if ".tmtool-" not in key:
+                order.append(key)
+            return plain(self, key, *rest)
+
+        monkeypatch.setattr(Store, name, noted)
+    return order
+
+
 class Watch:
     """Looks at a bucket all the time: every product that is listed can be read whole."""
 
@@ -134,7 +149,8 @@ def test_a_connection_that_is_cut(
     assert (watch.wrong, made(tmp_path / "scratch")) == ([], [])
     assert bucket.client.head_object(Bucket=bucket.name, Key=sent[0])["ContentType"] == "image/tiff"
     assert proxy.without_checksum == 0
-    assert set(statuses(tmtool(*args))) == {"skipped"}
+    monkeypatch.setattr(_place, "_MANY", 3)
+    assert set(statuses(tmtool(*args))) == {"skipped"}  # by a listing
 
 
 def test_the_store_says_how_products_were_made(
@@ -177,8 +193,7 @@ def test_products_that_were_made_otherwise(
 def test_what_lies_beside_goes_first(
     tmtool: Any, make_raster: Any, identity: str, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order, put = list[str](), Store._put_file
-    monkeypatch.setattr(Store, "_put_file", lambda self, key, *rest: [order.append(key), put(self, key, *rest)])
+    order = order_of_writes(monkeypatch)
     url, path = f"s3://{bucket.name}", make_raster(s2(40, 40))
     args = ("generate", path, "--out", "S1GRD,LULC", "--model", identity, "-o", url, "--preview", "--stac", "--json")
     result = tmtool(*args, "--report", f"{url}/runs/last.json")
@@ -187,18 +202,26 @@ def test_what_lies_beside_goes_first(
     assert said["item"] == f"{url}/scene.json"
     assert said["pictures"] == [f"{url}/scene_S1GRD.png", f"{url}/scene_LULC.png"]
     assert json.loads(bucket.read("runs/last.json"))["scenes"] == [said]
+    assert order[0] == order.pop() == "last.json"  # before the run, and after it
     assert order[-3:] == ["scene_S1GRD.tif", "scene_LULC.tif.aux.xml", "scene_LULC.tif"]
-    assert set(order[:-3]) == {"scene_S1GRD.png", "scene_LULC.png", f"models/model-{identity}.json", "scene.json"}
-    assert sorted(bucket.listed()) == sorted([*order, "runs/last.json"])
+    assert set(order[1:-3]) == {"scene_S1GRD.png", "scene_LULC.png", f"models/model-{identity}.json", "scene.json"}
+    assert sorted(bucket.listed()) == sorted([*order[1:], "runs/last.json"])
     item = json.loads(bucket.read("scene.json"))
     assert {asset["href"] for asset in item["assets"].values()} >= {"./scene_S1GRD.tif", "./scene_LULC.tif"}
+    assert statuses(tmtool("tokenize", *args[1:2], *args[4:])) == ["done"]
+    both = json.loads(bucket.read("scene.json"))
+    assert both["assets"].keys() > item["assets"].keys()
+    assert both["id"] == "scene"
+    bucket.write("scene.json", b'{"mine": 1}')
+    refused = tmtool("embed", *args[1:2], *args[4:])
+    assert (refused.exit_code, bucket.read("scene.json")) == (1, b'{"mine": 1}')
+    assert f"{url}/scene.json: exists and is no item of tmtool" in refused.stderr
 
 
 def test_a_zarr_store_has_its_metadata_last(
     tmtool: Any, make_raster: Any, identity: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order, put = list[str](), Store._put_file
-    monkeypatch.setattr(Store, "_put_file", lambda self, key, *rest: [order.append(key), put(self, key, *rest)])
+    order = order_of_writes(monkeypatch)
     values = s2(96, 96)
     values[:, :40, :40] = 0
     args = ("embed", make_raster(values, nodata=0), "--format", "zarr", "--model", identity, "--json")
@@ -315,6 +338,26 @@ def test_names_that_are_refused(tmtool: Any, make_raster: Any, identity: str, ur
     assert result.exit_code == 2
     assert REFUSED[url] in result.stderr
     assert "SECRET" not in result.stderr.replace("SECRETS", "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"AWS_PROFILE": "none"}, r"s3://bucket: The config profile \(none\)"),
+        ({}, "no credentials are found; set AWS_"),
+    ],
+)
+def test_without_credentials(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=message):
+        Store("s3://bucket")
 
 
 def test_without_obstore(monkeypatch: pytest.MonkeyPatch) -> None:

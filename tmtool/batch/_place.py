@@ -11,13 +11,14 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tmtool.batch._claims import Claim, check_writable, claim, claim_path, owner
 from tmtool.batch._outcome import Outcome
 from tmtool.batch._store_claims import claim_in, owner_in
 from tmtool.errors import DiskError, OutputError, ProductError, StoreError, UsageError
 from tmtool.files.cog import COG
-from tmtool.files.store import Store, is_store
+from tmtool.files.store import Changed, Store, is_store
 from tmtool.files.writer import Format, sidecar
 from tmtool.provenance import PROVENANCE_TAG
 from tmtool.scene.job import Prepared, target
@@ -136,7 +137,10 @@ class Remote(Folder):
             if str(self._own.stat().st_uid) != _user():
                 raise OutputError(f"{self._own}: belongs to another user; choose a folder with --scratch.")
         check_writable(folder)
-        self.store.now()
+        try:
+            self.store.now()
+        except StoreError as error:
+            raise OutputError(str(error)) from error
 
     def claim(self, folder: Path, name: str) -> Claim | None:
         """Claim by an object."""
@@ -166,7 +170,7 @@ class Remote(Folder):
         products = sorted(prepared.products, key=lambda product: not product.holes)
         try:
             for path in beside:
-                self.store.put(self._key(path), path)
+                self._send_item(path) if str(path) == outcome.item else self.store.put(self._key(path), path)
             for product in products:
                 self._send_product(target(prepared.scene, product), product.format, check)
         except StoreError as error:
@@ -183,6 +187,18 @@ class Remote(Folder):
         if outcome.item:
             yield from sorted(self.root.glob("models/*.json"))
             yield Path(outcome.item)
+
+    def _send_item(self, path: Path) -> None:
+        """Send the item of a scene, which goes on listing what other commands have made. Raises `OutputError` for another's file."""
+        key, item = self._key(path), json.loads(path.read_bytes())
+        while True:
+            before = self.store.read(key)
+            text = json.dumps(_with_older(item, before[1], self.store.name(key)) if before else item, indent=2)
+            try:
+                self.store.write(key, f"{text}\n".encode(), before[0].version if before else {})
+            except Changed:  # by another process
+                continue
+            return
 
     def _send_product(self, path: Path, format: Format, check: Callable[[], None]) -> None:
         names, there = sidecar(path), self._key(sidecar(path))
@@ -218,6 +234,22 @@ def _folder_name(url: str) -> str:
 
 def _user() -> str:
     return str(os.getuid()) if hasattr(os, "getuid") else "0"
+
+
+def _with_older(item: dict[str, Any], older: bytes, name: str) -> dict[str, Any]:
+    """Return an item with the products that another one of the scene lists."""
+    try:
+        found = json.loads(older)
+        if "tmtool:kind" not in found["properties"]:
+            raise KeyError
+        links = {(link["rel"], link["href"]): link for link in (*found["links"], *item["links"])}
+        return item | {
+            "assets": found["assets"] | item["assets"],
+            "links": list(links.values()),
+            "stac_extensions": sorted({*found["stac_extensions"], *item["stac_extensions"]}),
+        }
+    except (ValueError, TypeError, KeyError):
+        raise OutputError(f"{name}: exists and is no item of tmtool; move it away, or run without --stac.") from None
 
 
 def _packed(provenance: str) -> str:

@@ -72,7 +72,7 @@ class Store:
         plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
         options: dict[str, Any] = {"client_options": {"allow_http": True}} if plain else {}
         if parts[1] == "s3":
-            options |= {"config": {"checksum_algorithm": "sha256"}, "credential_provider": _of_boto3()}
+            options |= {"config": {"checksum_algorithm": "sha256"}, "credential_provider": _of_boto3(url)}
         with self._told(""):
             self._store: Any = from_url(self.url, retry_config=_RETRY, **options)
         self._behind: float | None = None
@@ -146,7 +146,8 @@ class Store:
         mode: Any = "overwrite" if only is None else dict(only) or "create"
         with self._told(key):
             try:
-                return _version(obstore.put(self._store, key, content, mode=mode, use_multipart=False))
+                said = _kind(key)
+                return _version(obstore.put(self._store, key, content, attributes=said, mode=mode, use_multipart=False))
             except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError) as error:
                 raise Changed(key) from error
 
@@ -167,8 +168,7 @@ class Store:
     def _put_file(self, key: str, path: Path, about: Mapping[str, str] | None) -> None:
         import obstore
 
-        size, kind = path.stat().st_size, mimetypes.guess_type(path.name)[0]
-        said = ({"Content-Type": kind} if kind else {}) | dict(about or {})
+        size, said = path.stat().st_size, _kind(path.name) | dict(about or {})
         part = max(_PART_BYTES, math.ceil(size / _PARTS))
         with self._told(key):
             obstore.put(self._store, key, path, attributes=said, use_multipart=size > part, chunk_size=part)
@@ -247,14 +247,31 @@ class _Reader(io.RawIOBase):
         return self._file.tell()
 
 
-def _of_boto3() -> Any:
-    """Return what finds credentials as boto3 does, profiles too; None where it finds none, for obstore's own ways."""
-    try:
-        from obstore.auth.boto3 import Boto3CredentialProvider
+def _of_boto3(url: str) -> Any:
+    """Return what finds credentials as boto3 does, profiles too; None without it, or where none are wanted, for obstore's own ways.
 
-        return Boto3CredentialProvider()
-    except (ImportError, ValueError):
+    Raises `UsageError` where it finds none.
+    """
+    if os.environ.get("AWS_SKIP_SIGNATURE"):
         return None
+    try:
+        from botocore.exceptions import BotoCoreError
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        return None
+    try:
+        return Boto3CredentialProvider()
+    except ValueError:
+        raise UsageError(
+            f"{url}: no credentials are found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+        ) from None
+    except BotoCoreError as error:
+        raise UsageError(f"{url}: {error}.") from None
+
+
+def _kind(name: str) -> dict[str, str]:
+    kind = mimetypes.guess_type(name)[0]
+    return {"Content-Type": kind} if kind else {}
 
 
 def _version(found: Mapping[str, Any]) -> dict[str, str]:
@@ -266,4 +283,5 @@ def _why(error: Exception) -> str:
     text = str(error).partition("\n\nDebug source")[0]
     said = re.search(r"<Message>(.*?)</Message>", text, re.S)
     line = " ".join(text.partition(": <?xml")[0].split())
-    return shown(f"{line} ({said[1]})" if said else line)
+    code = re.search(r"status code: (\d+[\w ]*)", line)
+    return shown(f"{said[1].rstrip('.')} ({code[1].strip()})." if said and code else f"{line}.")
