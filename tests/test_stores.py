@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -277,20 +278,21 @@ def test_claims(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     racing[0].release()
     assert owner_in(objects, "c") is None
     bucket.write("p/c", b"no claim")
-    assert claim_in(objects, "c") is not None
+    last = claim_in(objects, "c")
+    assert last is not None
+    last.release()
 
 
 def test_what_a_dead_process_claimed_is_free(bucket: Bucket) -> None:
-    script = (
-        "import os, sys\nfrom tmtool.batch._store_claims import claim_in\nfrom tmtool.files.store import Store\n"
-        "assert claim_in(Store(sys.argv[1]), 'c')\nos._exit(0)"
-    )
-    import subprocess
-
-    url = f"s3://{bucket.name}"
-    subprocess.run([sys.executable, "-c", script, url], check=True)
-    assert owner_in(Store(url), "c")
-    assert claim_in(Store(url), "c") is not None
+    ended = subprocess.Popen(["true"])
+    objects = Store(f"s3://{bucket.name}")
+    alive = _store_claims.StoreClaim(objects, "c", 120.0)
+    for pid, free in ((os.getpid(), False), (ended.pid if ended.wait() == 0 else 0, True)):
+        bucket.write("c", json.dumps(json.loads(alive.record) | {"pid": pid}).encode())
+        taken = claim_in(objects, "c")
+        assert (taken is not None) == free
+        if taken:
+            taken.release()
 
 
 def test_objects(bucket: Bucket, tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:

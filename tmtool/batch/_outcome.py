@@ -156,4 +156,4 @@ def _upload(url: str, text: str) -> None:
     try:
         Store(folder).write(name, text.encode())
     except errors.StoreError as error:
-        raise errors.OutputError(f"--report {url}: cannot be written ({error}).") from error
+        raise errors.OutputError(f"--report {url}: cannot be written ({str(error).rstrip('.')}).") from error

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,12 @@ _PART_BYTES = 8 << 20
 _PARTS = 9_000  # S3 takes 10 000 of an object
 _FILES_AT_ONCE = 8
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_ENDPOINT")
-_RETRY: Any = None
-"""How requests are tried again: as obstore does by itself, for three minutes."""
+_RETRY: Any = {
+    "max_retries": 12,
+    "retry_timeout": timedelta(minutes=3),
+    "backoff": {"init_backoff": timedelta(seconds=2), "max_backoff": timedelta(seconds=10), "base": 3},
+}
+"""How requests are tried again: for a minute or two."""
 
 
 def is_store(text: str) -> bool:
