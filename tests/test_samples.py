@@ -3,6 +3,7 @@
 import json
 import tracemalloc
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,8 @@ def test_memory_does_not_grow_with_the_number_of_draws(tmp_path: Path, monkeypat
 def test_exhausted_devices_halve_batches_of_draws_too() -> None:
     pixels = np.arange(3, dtype=np.float32)[:, None, None, None]
     batch = TileBatch({"any": pixels}, np.arange(3), np.arange(3))
-    for call in calls(batch, 3, 4):
+    for draws in calls(3, 3, 4):
+        call = replace(batch, draws=draws)
         whole = Shifted()(call)["x"]
 
         def small(part: TileBatch) -> Any:

@@ -124,11 +124,6 @@ class OutputSpec:
     seams: Literal["", "values", "classes"] = ""
     """What is compared where tiles overlap: values, or the likeliest classes."""
 
-    @property
-    def output(self) -> str:
-        """Name of the model's output that it is made from."""
-        return self.of or self.name
-
 
 @dataclass(frozen=True)
 class Placement:

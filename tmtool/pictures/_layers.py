@@ -116,7 +116,7 @@ def input_layer(source: Source, reference: Layer, look: Look) -> Layer:
     shape = shape_of(part, look.size)
     with Reader(source) as reader:
         values, valid = sampled(reader.read, part, shape, source.block[0])
-    cells = _cells(source.grid, part, shape)
+    cells = source.grid.part(part).resized(shape)
     modality = source.modality
     colours, legend = of_modality(modality.name, values, valid, cells, modality.bands[0])
     held = bands_held(len(values), shape, source.dtype)
@@ -160,12 +160,6 @@ def _placed(source: Source, reference: Layer, size: int) -> tuple[Source, Window
     if left >= right or top >= bottom:
         raise InputError(f"{source.path}: does not overlap {reference.name}.")
     return source, Window(top, left, bottom - top, right - left)
-
-
-def _cells(grid: Grid, part: Window, shape: tuple[int, int]) -> Grid:
-    """Return the grid of `shape` that covers a part of a grid."""
-    whole = grid.part(part)
-    return Grid(whole.crs, whole.transform * Affine.scale(part.width / shape[1], part.height / shape[0]), shape)
 
 
 def _names(descriptions: Sequence[str | None], count: int) -> tuple[str, ...]:

@@ -92,13 +92,10 @@ def read_at(path: Path, look: Look) -> Read:
             colormap = None
         if any(scale != 1 for scale in src.scales):
             values = values * np.asarray(src.scales, np.float32)[:, None, None]
-        grid = whole.part(part)
-        a, b, c, d, e, f = grid.transform[:6]
-        x, y = part.width / shape[1], part.height / shape[0]
         return Read(
             values,
             valid,
-            Grid(whole.crs, Affine(a * x, b * y, c, d * x, e * y, f), shape),
+            whole.part(part).resized(shape),
             parse(src.tags()),
             src.descriptions,
             colormap,

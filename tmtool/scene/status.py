@@ -31,7 +31,8 @@ def provenance_of(job: Job, prepared: Prepared, spec: ModelSpec, weights: Any) -
         libraries={name: _version(name) for name in ("terratorch", "torch", "rasterio")},
         weights=weights,
         inputs={m: base(s.path) for m, s in prepared.sources.items()},
-        input_states={m: _state(s) for m, s in prepared.sources.items()},
+        input_states={m: _state(s) for m, s in prepared.sources.items()}
+        | ({"level": _state(prepared.reference)} if prepared.reference else {}),
         outputs=spec.outputs,
         offsets={m: s.offset for m, s in prepared.sources.items() if s.modality.is_optical},
         read=read,

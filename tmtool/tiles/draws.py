@@ -45,13 +45,12 @@ class Drawn:
     each: Sequence[Spooled]
 
 
-def calls(batch: TileBatch, tiles: int, draws: int) -> Iterator[TileBatch]:
-    """Yield the batches that make so many draws of the first `tiles` of a batch; all are as long as it, the last one padded."""
-    size = len(batch.rows)
+def calls(size: int, tiles: int, draws: int) -> Iterator[Draws]:
+    """Yield what calls of `size` outputs make so many draws of the first `tiles` of a batch; the last call is padded."""
     index, number = np.divmod(np.arange(tiles * draws), draws)
     for start in range(0, len(index), size):
         at = np.minimum(np.arange(start, start + size), len(index) - 1)
-        yield replace(batch, draws=Draws(index[at], number[at]))
+        yield Draws(index[at], number[at])
 
 
 def drawn(
@@ -60,13 +59,12 @@ def drawn(
     """Return the draws of each of the first `tiles` of a batch, by output."""
     found: list[dict[str, list[Spooled]]] = [{} for _ in range(tiles)]
     left = tiles * draws
-    for call in calls(batch, tiles, draws):
-        outputs = model(call)
-        assert call.draws is not None
-        for i, tile in enumerate(call.draws.index[:left].tolist()):
+    for call in calls(len(batch.rows), tiles, draws):
+        outputs = model(replace(batch, draws=call))
+        for i, tile in enumerate(call.index[:left].tolist()):
             for name, values in outputs.items():
                 found[tile].setdefault(name, []).append(spool.put(values[i]))
-        left -= len(call.rows)
+        left -= len(call.index)
     return [{name: Drawn(spool, each) for name, each in tile.items()} for tile in found]
 
 

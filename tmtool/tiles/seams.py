@@ -40,9 +40,10 @@ class BorderSteps:
     def __init__(self, plan: TilePlan, spec: OutputSpec, bands: int) -> None:
         self._classes, self.bands = spec.seams == "classes", bands
         rows, cols = plan.product_rows(plan.rows, spec), plan.product_cols(plan.cols, spec)
-        self._rows, self._cols = (
+        self._rows, kinds = (
             _kinds(plan, _borders(plan, spec, axis, span), span) for axis, span in ((0, rows), (1, cols))
         )
+        self._at = {kind: np.flatnonzero(kinds == kind) for kind in (_LIKE, _BORDER)}
         self._first = rows.start
         self._sums, self._counts = np.zeros((2, bands)), np.zeros(2)
         self._last: tuple[NDArray[Any], BoolArray] | None = None
@@ -50,8 +51,7 @@ class BorderSteps:
     def add(self, row: int, values: NDArray[Any], valid: BoolArray) -> None:
         """Take the next rows, `(bands, h, W)` from product row `row`, and their validity `(h, W)`."""
         rows = self._rows[row - self._first : row - self._first + len(valid)]
-        for kind in (_LIKE, _BORDER):
-            at = np.flatnonzero(self._cols == kind)
+        for kind, at in self._at.items():
             self._count(kind, (values[:, :, at], valid[:, at]), (values[:, :, at - 1], valid[:, at - 1]))
             at = np.flatnonzero(rows[1:] == kind) + 1
             self._count(kind, (values[:, at], valid[at]), (values[:, at - 1], valid[at - 1]))
@@ -136,7 +136,7 @@ class Seams:
 def seams_of(
     bands: Sequence[str], unit: str, spec: OutputSpec, overlaps: Overlaps, steps: NDArray[np.float64]
 ) -> Seams:
-    """Return the seams of a product with these bands. Several draws are averaged."""
+    """Return the seams of a product with these bands."""
     overlap = overlaps.rms
     if spec.seams == "classes":
         return Seams(tuple(bands), _SHARE, overlap**2, steps)
