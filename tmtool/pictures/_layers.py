@@ -151,7 +151,7 @@ def _placed(source: Source, reference: Layer, size: int) -> tuple[Source, Window
     relative = None if source.points else _upright(reference.grid, source.grid)
     if relative is None:
         finer = max(1, size // max(part.height, part.width))  # of tokens, an input has more to show
-        cells = _cells(reference.grid, part, (part.height * finer, part.width * finer))
+        cells = reference.grid.part(part).resized((part.height * finer, part.width * finer))
         return on_grid(source, cells, "nearest", 0.0, "the product"), Window(0, 0, *cells.shape)
     (left, right), (top, bottom) = at(relative, [part.col, part.col + part.width], [part.row, part.row + part.height])
     height, width = source.grid.shape
